@@ -1,0 +1,327 @@
+"""Fréchet Inception Distance (Heusel et al., 2017): the distance between two sets of images, 0 for the same distribution.
+
+    python fid.py bloodmnist samples.npz                    two sets: names, .npz files or folders of images
+    python fid.py A B --dims 768 --weights inception.pth    with a file of Inception's weights
+
+Each set of images becomes a Gaussian over Inception features, and the FID is the distance between the two Gaussians.
+The features equal pytorch-fid's. Images come in one range only: uint8, or floats in [0, 1].
+"""
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from scipy.linalg import sqrtm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import inception
+from tqdm import tqdm
+
+import data
+
+DIMS = (64, 192, 768, 2048)
+URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "imagenet": inception.Inception_V3_Weights.IMAGENET1K_V1.url}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The distance.
+
+def frechet_distance(mu1, sigma1, mu2, sigma2):
+    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), Dowson & Landau 1982.
+
+    mu: (D,), sigma: (D, D) symmetric positive semi-definite. Returns a float, not below 0.
+    Raises ValueError where shapes differ, values are not finite or the root is not real.
+    """
+    mu1, mu2 = np.atleast_1d(mu1).astype(np.float64), np.atleast_1d(mu2).astype(np.float64)
+    sigma1, sigma2 = np.atleast_2d(sigma1).astype(np.float64), np.atleast_2d(sigma2).astype(np.float64)
+    if not mu1.shape == mu2.shape == sigma1.shape[:1] == sigma2.shape[:1] or sigma1.shape != sigma2.shape or sigma1.shape != (len(mu1),) * 2:
+        raise ValueError(f"means {mu1.shape} and {mu2.shape} do not go with covariances {sigma1.shape} and {sigma2.shape}")
+    if not all(np.isfinite(x).all() for x in (mu1, mu2, sigma1, sigma2)):
+        raise ValueError("a mean or a covariance holds NaN or infinity")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a singular product; the next lines deal with it
+        root = sqrtm(sigma1 @ sigma2)
+        if not np.isfinite(root).all():
+            eps = 1e-6 * np.eye(len(mu1))
+            root = sqrtm((sigma1 + eps) @ (sigma2 + eps))
+    if np.iscomplexobj(root):
+        if not np.allclose(np.diagonal(root).imag, 0, atol=1e-3):
+            raise ValueError(f"the root of the covariances is not real (imaginary part {np.abs(root.imag).max():.3g})")
+        root = root.real
+    return max(0.0, float(np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root)))
+
+
+def statistics(x):
+    """features (N, D), N of 2 or more -> mean (D,) and covariance (D, D), float64."""
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"statistics need two rows of features or more, these are {x.shape}")
+    if len(x) <= x.shape[1]:
+        print(f"warning: {len(x)} images for {x.shape[1]} dimensions: the covariance is singular and the FID comes out too high; "
+              "compare it only with FIDs of as many images", file=sys.stderr)
+    return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1)
+
+
+def fid(images_a, images_b, dims=2048, weights="fid", device=None):
+    """The FID of two sets of images, each as features() takes them."""
+    a, b = (features(images, dims, weights, device) for images in (images_a, images_b))
+    return frechet_distance(*statistics(a), *statistics(b))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inception v3 from torchvision's blocks. TensorFlow's average pooling leaves out the padding; its last block takes the
+# maximum, which its FID network does too (pytorch-fid found it; it is likely a slip, and part of the measure by now).
+
+def tf_pool(x):
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+class BlockA(inception.InceptionA):
+    def forward(self, x):
+        return torch.cat([self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)),
+                          self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))), self.branch_pool(tf_pool(x))], 1)
+
+
+class BlockC(inception.InceptionC):
+    def forward(self, x):
+        y = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        return torch.cat([self.branch1x1(x), self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
+                          self.branch7x7dbl_5(self.branch7x7dbl_4(y)), self.branch_pool(tf_pool(x))], 1)
+
+
+class BlockE(inception.InceptionE):
+    pool = staticmethod(tf_pool)
+
+    def forward(self, x):
+        y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        return torch.cat([self.branch1x1(x), self.branch3x3_2a(y), self.branch3x3_2b(y),
+                          self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z), self.branch_pool(self.pool(x))], 1)
+
+
+class BlockEMax(BlockE):
+    pool = staticmethod(lambda x: F.max_pool2d(x, 3, stride=1, padding=1))
+
+
+def network(dims=2048, weights="fid"):
+    """Inception up to the block of `dims` features, in eval mode, with the BatchNorm folded into the convolutions.
+
+    Maps float (B, 3, 299, 299) in [-1, 1] to (B, dims, h, w). weights: "fid", "imagenet" or the path of a state dict with
+    torchvision's names. Raises ValueError where a layer is missing or has another shape, FileNotFoundError for no file.
+    """
+    conv, torchvisions = inception.BasicConv2d, weights == "imagenet"
+    A, C, E, E_last = (inception.InceptionA, inception.InceptionC, inception.InceptionE, inception.InceptionE) if torchvisions else (BlockA, BlockC, BlockE, BlockEMax)
+    blocks = {  # name: how to build it. What lies behind the block that is asked for is never built
+        64: {"Conv2d_1a_3x3": lambda: conv(3, 32, kernel_size=3, stride=2), "Conv2d_2a_3x3": lambda: conv(32, 32, kernel_size=3),
+             "Conv2d_2b_3x3": lambda: conv(32, 64, kernel_size=3, padding=1), "maxpool1": lambda: nn.MaxPool2d(3, 2)},
+        192: {"Conv2d_3b_1x1": lambda: conv(64, 80, kernel_size=1), "Conv2d_4a_3x3": lambda: conv(80, 192, kernel_size=3), "maxpool2": lambda: nn.MaxPool2d(3, 2)},
+        768: {"Mixed_5b": lambda: A(192, 32), "Mixed_5c": lambda: A(256, 64), "Mixed_5d": lambda: A(288, 64), "Mixed_6a": lambda: inception.InceptionB(288),
+              "Mixed_6b": lambda: C(768, 128), "Mixed_6c": lambda: C(768, 160), "Mixed_6d": lambda: C(768, 160), "Mixed_6e": lambda: C(768, 192)},
+        2048: {"Mixed_7a": lambda: inception.InceptionD(768), "Mixed_7b": lambda: E(1280), "Mixed_7c": lambda: E_last(2048)}}
+    net = nn.Sequential()
+    for d in DIMS[:DIMS.index(dims) + 1]:
+        for name, build in blocks[d].items():
+            net.add_module(name, build())
+
+    state = read_weights(weights)
+    for key, value in net.state_dict().items():
+        if key not in state and not key.endswith("num_batches_tracked"):
+            raise ValueError(f"weights {weights}: no layer {key}, which --dims {dims} needs")
+        if key in state and state[key].shape != value.shape:
+            raise ValueError(f"weights {weights}: layer {key} is {tuple(state[key].shape)}, not {tuple(value.shape)}")
+    net.load_state_dict({key: state.get(key, value) for key, value in net.state_dict().items()})
+    net.eval()
+    for block in list(net.modules()):
+        if isinstance(block, conv):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    return net.requires_grad_(False)
+
+
+def read_weights(weights):
+    if weights in URLS:
+        try:
+            return torch.hub.load_state_dict_from_url(URLS[weights], map_location="cpu", check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"Inception's weights could not be fetched from {URLS[weights]} ({error}); fetch them by hand into "
+                                    f"{torch.hub.get_dir()}/checkpoints, or name a file with --weights") from error
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no weights at {weights}; --weights is fid, imagenet or a file") from None
+    except Exception as error:  # torch.load meets foreign bytes with a dozen types
+        raise ValueError(f"weights {weights}: not a state dict ({(str(error) or repr(error)).splitlines()[0]})") from None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"weights {weights}: not a state dict")
+    return state
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images to features.
+
+def check_images(images):
+    """Any accepted images -> a tensor (N, C, H, W), uint8 or float in [0, 1]; all else is a ValueError that names it.
+
+    Accepts arrays and tensors, (N, C, H, W) or (N, H, W, C) with C 1 or 3 where only one of the two readings is possible,
+    and (N, H, W). Floats are taken only where all of them lie in [0, 1]: an image in [-1, 1] would give a wrong figure.
+    """
+    x = torch.as_tensor(images)
+    if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
+        raise ValueError(f"images are {x.dtype}, not uint8 or floats in [0, 1]")
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4 or x.numel() == 0:
+        raise ValueError(f"images are {tuple(x.shape)}, not (N, C, H, W) or (N, H, W, C) with 1 or 3 channels")
+    first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+    if first == last:
+        raise ValueError(f"images are {tuple(x.shape)}: " + ("channels first or last?" if first else "no axis holds 1 or 3 channels"))
+    if len(x) < 2:
+        raise ValueError("one image has no covariance; two are the least")
+    if x.dtype != torch.uint8:
+        low, high = x.min().item(), x.max().item()
+        if not (0 <= low and high <= 1):  # false for NaN as well
+            raise ValueError(f"float images lie in [{low:.4g}, {high:.4g}], not in [0, 1]: map them there, or give uint8")
+    return x if first else x.permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def features(images, dims=2048, weights="fid", device=None):
+    """Inception features of images (see check_images), averaged over positions: float32 (N, dims).
+
+    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all of it in fp32.
+    """
+    images = check_images(images)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    net = network(dims, weights).to(device, memory_format=torch.channels_last)
+    batch, out = 250 if device.type == "cuda" else 8, np.empty((len(images), dims), np.float32)  # 8 fit a CPU's cache
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        for i in tqdm(range(0, len(images), batch), desc=f"Inception {dims}", unit="batch", disable=None, leave=False):
+            x = images[i:i + batch].to(device)
+            x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+            x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+            out[i:i + batch] = net(2 * x - 1).mean((2, 3)).cpu()
+    return out
+
+
+def kept_features(images, dims, weights, device, folder):
+    """features(), kept in `folder` under a name made of the images' hash, the weights' and dims; a broken file is made anew."""
+    sha = hashlib.sha256(np.ascontiguousarray(images).tobytes())
+    sha.update(f"{tuple(images.shape)} {dims} {file_hash(weights)} fp32".encode())
+    path = Path(folder) / f"features-{dims}-{sha.hexdigest()[:16]}.npy"
+    try:
+        kept = np.load(path, allow_pickle=False)
+        if kept.shape == (len(images), dims) and kept.dtype == np.float32 and np.isfinite(kept).all():
+            return kept
+    except (OSError, ValueError, EOFError):
+        pass
+    kept = features(images, dims, weights, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(tmp, "wb") as file:
+        np.save(file, kept)
+    os.replace(tmp, path)
+    return kept
+
+
+def file_hash(path):
+    """sha256 of a file; a name that stands for no file (fid, imagenet) is its own hash."""
+    return str(path) if path in URLS else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The paper's protocol, and the command.
+
+def benchmark(draw, args):
+    """The FID of args.fid_runs draws: run k, with seed fid_seed + 100 k, compares fid_samples real images drawn without
+    replacement with as many of draw(n, seed) -> uint8 (n, C, H, W). Writes args.out/fid.json, prints and returns it."""
+    real, _ = data.load(args.data, args.root, args.split)
+    n, seeds = args.fid_samples, [args.fid_seed + 100 * k for k in range(args.fid_runs)]
+    if n > len(real):
+        raise ValueError(f"{n} real images are asked for, split {args.split} has {len(real)}; lower --fid-samples")
+    kept = kept_features(real, args.dims, args.weights, args.device, args.out.parent)
+    runs = []
+    for seed in seeds:
+        began = time.time()
+        chosen = np.random.default_rng(seed).choice(len(real), n, replace=False)
+        images = draw(n, seed)
+        drawn = time.time()
+        fake = features(images, args.dims, args.weights, args.device)
+        runs.append({"seed": seed, "fid": frechet_distance(*statistics(kept[chosen]), *statistics(fake)),
+                     "sampling_seconds": round(drawn - began, 1), "fid_seconds": round(time.time() - drawn, 1)})
+        print(f"seed {seed}: FID {runs[-1]['fid']:.4f}", file=sys.stderr, flush=True)
+    values = [run["fid"] for run in runs]
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{args.device} ({torch.get_num_threads()} threads)"
+    result = {"fid": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, "runs": runs,
+              "dims": args.dims, "weights": Path(args.weights).name, "weights_sha256": file_hash(args.weights), "real_images": n, "generated_images": n,
+              "data": args.data, "split": args.split, "data_sha256": file_hash(data.locate(args.data, args.root)),
+              "trained": args.trained, "sampler": {k: getattr(args, k) for k in ("dtype", "steps", "eta") if hasattr(args, k)},
+              "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), "device": device,
+              "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in (torch, torchvision, np, scipy)}}}
+    tmp = args.out / "fid.json.tmp"
+    tmp.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(tmp, args.out / "fid.json")
+    print(f"FID {result['fid']:.2f} ± {result['std']:.2f} ({len(runs)} runs)" if result["fid"] >= 10 else f"FID {result['fid']:.4f} ± {result['std']:.4f} ({len(runs)} runs)")
+    return result
+
+
+def read_images(source, root=None):
+    """Images of a data set's name, an .npz file (key images, or MedMNIST's keys) or a folder of images of one size."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".gif", ".webp"))
+        if not files:
+            raise ValueError(f"folder {source} holds no .png, .jpg, .gif or .webp images")
+        images = []
+        for f in files:
+            try:
+                images.append(np.asarray(Image.open(f).convert("RGB")))
+            except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for foreign bytes
+                raise ValueError(f"{f} is not a readable image: {(str(error) or repr(error)).splitlines()[0]}") from None
+            if images[-1].shape != images[0].shape:
+                raise ValueError(f"{f} is {images[-1].shape}, {files[0]} is {images[0].shape}: one size is needed")
+        return check_images(np.stack(images))
+    if path.suffix == ".npz" and path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if "images" in file:
+                    return check_images(file["images"])
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a readable set of images: {error}") from None
+    return data.load(str(source), root)[0]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("a", metavar="A", help="a MedMNIST name, an .npz file or a folder of images")
+    p.add_argument("b", metavar="B", help="the set to compare with")
+    p.add_argument("--dims", type=int, choices=DIMS, default=2048, help="Inception's block")
+    p.add_argument("--weights", default="fid", help="fid (TensorFlow's of 2015, as pytorch-fid), imagenet (torchvision's) or a file")
+    p.add_argument("--device", help="cpu, cuda, ...; the best there is if not given")
+    p.add_argument("--root", help="folder of the MedMNIST files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    p.add_argument("--json", action="store_true", help="print all that there is to know, as JSON")
+    args = p.parse_args()
+    a, b = read_images(args.a, args.root), read_images(args.b, args.root)
+    value = fid(a, b, args.dims, args.weights, args.device)
+    print(json.dumps({"fid": value, "a": args.a, "b": args.b, "images": [len(a), len(b)], "dims": args.dims,
+                      "weights": args.weights, "weights_sha256": file_hash(args.weights)}) if args.json else f"FID {value:.4g}" if value < 10 else f"FID {value:.2f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        sys.exit(f"fid.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

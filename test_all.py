@@ -1,0 +1,653 @@
+"""The tests: python -m pytest -q test_all.py
+
+The real data (a MedMNIST root, $MEDMNIST_ROOT or ~/.medmnist) and real Inception weights ($FID_WEIGHTS, a file) are used
+where they are at hand; the tests that need them are skipped elsewhere, with the reason.
+"""
+import argparse
+import functools
+import http.server
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from hashlib import md5
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torchvision
+from PIL import Image
+from scipy import linalg, stats
+
+import cvae
+import data
+import dcgan
+import ddpm
+import fid
+
+HERE = Path(__file__).parent
+SCRIPTS = [cvae, dcgan, ddpm]
+SMALL = {cvae: [], dcgan: ["--g-steps", "1"], ddpm: ["--depth", "baseline", "--timesteps", "20", "--steps", "4"]}
+ROOT = Path(os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
+needs_data = pytest.mark.skipif(not (ROOT / "bloodmnist.npz").is_file(), reason=f"no bloodmnist.npz in {ROOT}; set MEDMNIST_ROOT")
+needs_weights = pytest.mark.skipif(not os.environ.get("FID_WEIGHTS"), reason="no Inception weights; set FID_WEIGHTS to a file")
+
+
+def fake_set(path, n=(96, 8, 8), size=28, channels=3, seed=0, **change):
+    """A MedMNIST file of smooth made-up blobs, so that a model has something to learn."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    arrays = {}
+    for split, k in zip(data.SPLITS, n):
+        centre, width = rng.uniform(0.3, 0.7, (k, 2, 1, 1)), rng.uniform(0.1, 0.3, (k, 1, 1))
+        blob = np.exp(-((x - centre[:, 0]) ** 2 + (y - centre[:, 1]) ** 2) / width ** 2)
+        images = 255 * (1 - blob[..., None] * rng.uniform(0.3, 0.9, (k, 1, 1, channels)))
+        arrays[f"{split}_images"] = images.astype(np.uint8) if channels == 3 else images[..., 0].astype(np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 8, (k, 1)).astype(np.uint8)
+    arrays.update(change)
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    return fake_set(tmp_path_factory.mktemp("data") / "small.npz")
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory):
+    """Seeded random weights of the whole network, statistics of the BatchNorm included."""
+    torch.manual_seed(0)
+    net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1), m.running_var.uniform_(0.5, 1.5), nn.init.normal_(m.bias, 0, 0.1)
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(net.state_dict(), path)
+    return str(path)
+
+
+def run(script, *argv, check=True, **kwargs):
+    """The script as a user runs it."""
+    done = subprocess.run([sys.executable, HERE / f"{script.__name__}.py", *map(str, argv)], capture_output=True, text=True, timeout=200, **kwargs)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def one_line(done, code, *words):
+    """The answer to a user's mistake: this exit code, no traceback, the cause in the last line."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in last, last
+
+
+# ---- data.py --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_load_gives_every_split_in_order(tmp_path, channels):
+    path = fake_set(tmp_path / "x.npz", n=(5, 3, 2), channels=channels)
+    file = np.load(path)
+    images, labels = data.load(path)
+    assert images.dtype == torch.uint8 and images.shape == (10, channels, 28, 28)
+    assert labels.dtype == torch.int64 and labels.shape == (10,)
+    for split, part in zip(data.SPLITS, (slice(0, 5), slice(5, 8), slice(8, 10))):
+        x, y = data.load(path, split=split)
+        assert torch.equal(x, images[part]) and torch.equal(y, labels[part])
+        raw = file[f"{split}_images"].reshape(len(x), 28, 28, channels)
+        assert np.array_equal(x.permute(0, 2, 3, 1).numpy(), raw) and np.array_equal(y.numpy(), file[f"{split}_labels"][:, 0])
+
+
+def test_load_names_the_first_finding_of_several(tmp_path):
+    hot = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0]], np.uint8)
+    path = fake_set(tmp_path / "x.npz", n=(3, 1, 1), train_labels=hot, val_labels=hot[:1], test_labels=hot[:1])
+    assert data.load(path, split="train")[1].tolist() == [0, 2, 1]
+
+
+@needs_data
+def test_load_real_data():
+    images, labels = data.load(root=ROOT)
+    assert images.shape == (17092, 3, 28, 28) and labels.bincount().tolist() == [1218, 3117, 1551, 2895, 1214, 1420, 3329, 2348]
+
+
+def test_unknown_and_3d_names():
+    with pytest.raises(ValueError, match="bloodmnist.*organsmnist"):
+        data.load("bloodmist")
+    with pytest.raises(ValueError, match="3-D"):
+        data.load("organmnist3d")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def medmnist_at(tmp_path):
+    """medmnist's entry of bloodmnist, pointed at a server on this machine that serves tmp_path/www."""
+    import medmnist
+    (tmp_path / "www").mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path / "www"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    entry = {"url": f"http://127.0.0.1:{server.server_port}/bloodmnist.npz"}
+    with mock.patch.dict(medmnist.INFO["bloodmnist"], entry):
+        yield tmp_path / "www" / "bloodmnist.npz", medmnist.INFO["bloodmnist"]
+    server.shutdown()
+
+
+def test_download_checks_the_md5_and_leaves_nothing_half(tmp_path, medmnist_at):
+    served, info = medmnist_at
+    root = tmp_path / "root"
+    with pytest.raises(FileNotFoundError) as error:  # nothing there: 404
+        data.load("bloodmnist", root)
+    assert info["url"] in str(error.value) and str(root / "bloodmnist.npz") in str(error.value)
+    fake_set(served, n=(4, 2, 2))
+    with pytest.raises(FileNotFoundError):  # there, with another md5
+        data.load("bloodmnist", root)
+    assert list(root.iterdir()) == []
+    info["MD5"] = md5(served.read_bytes()).hexdigest()
+    assert len(data.load("bloodmnist", root)[0]) == 8
+    assert [f.name for f in root.iterdir()] == ["bloodmnist.npz"]
+
+
+def test_root_is_the_argument_then_the_variable(tmp_path, monkeypatch):
+    for folder, k in (("a", 3), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        fake_set(tmp_path / folder / "bloodmnist.npz", n=(k, 1, 1))
+    monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "a"))
+    assert len(data.load("bloodmnist")[0]) == 5
+    assert len(data.load("bloodmnist", tmp_path / "b")[0]) == 7
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(train_images=None), "train_images"),
+    (dict(train_labels=np.zeros((95, 1), np.uint8)), "labels"),
+    (dict(train_images=np.zeros((96, 28, 28, 3), np.float32)), "float"),
+    ({f"{s}_images": np.zeros((n, 28, 28, 4), np.uint8) for s, n in zip(data.SPLITS, (96, 8, 8))}, "28, 4"),
+    (dict(train_images=np.zeros((96, 64, 64, 3), np.uint8)), "differ in shape"),
+    (dict(train_labels=np.full((96, 1), -1)), "labels"),
+    (dict(train_labels=np.zeros((96, 1), np.float32)), "float"),
+    (dict(train_images=np.array([{}] * 96, dtype=object)), "allow_pickle"),
+])
+def test_foreign_contents(tmp_path, change, words):
+    path = fake_set(tmp_path / "x.npz", **change)
+    with pytest.raises(ValueError, match=words) as error:
+        data.load(path)
+    assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_empty_set(tmp_path):
+    with pytest.raises(ValueError, match="no images"):
+        data.load(fake_set(tmp_path / "x.npz", n=(0, 0, 0)))
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:len(b) // 2], lambda b: b[:10], lambda b: b"", lambda b: bytes(range(256)) * 50,
+                                   lambda b: b[:3000] + b"\xff" * 4000 + b[7000:]])
+def test_spoilt_files(tmp_path, small, spoil):
+    path = tmp_path / "x.npz"
+    with np.load(small) as file:
+        np.savez_compressed(path, **file)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match="not a readable MedMNIST file"):
+        data.load(str(path))
+
+
+def test_missing_path():
+    with pytest.raises(FileNotFoundError, match="nowhere.npz"):
+        data.load("nowhere.npz")
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_epoch_visits_each_image_once(augment):
+    images = torch.arange(1000).reshape(-1, 1, 1, 1).expand(-1, 3, 28, 28) % 251
+    images = torch.stack([images[:, 0], images[:, 1] // 2, torch.arange(1000).reshape(-1, 1, 1).expand(-1, 28, 28) // 251], 1).to(torch.uint8)
+    seen = list(data.batches(images, 128, torch.Generator().manual_seed(1), augment))
+    assert [len(x) for x in seen] == [128] * 7 + [104]
+    names = torch.cat(seen)[:, :, 3, 4].long()
+    assert sorted((names[:, 0] + 251 * names[:, 2]).tolist()) == list(range(1000))
+    again = torch.cat(list(data.batches(images, 128, torch.Generator().manual_seed(1), augment)))
+    other = torch.cat(list(data.batches(images, 128, torch.Generator().manual_seed(2), augment)))
+    assert torch.equal(torch.cat(seen), again) and not torch.equal(again, other)
+
+
+def test_augmentation_is_the_eight_symmetries_of_the_square():
+    image = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
+    symmetries = {tuple(torch.rot90(x, k, (2, 3)).flatten().tolist()) for x in (image, image.flip(3)) for k in range(4)}
+    drawn = torch.cat(list(data.batches(image.repeat(8000, 1, 1, 1), 1000, torch.Generator().manual_seed(0), True)))
+    forms, counts = drawn.flatten(1).unique(dim=0, return_counts=True)
+    assert {tuple(f.tolist()) for f in forms} == symmetries
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+# ---- the models -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size", [28, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shapes_and_ranges_from_door_to_door(script, channels, size):
+    args = script.get_args(["--device", "cpu", *SMALL[script]])
+    args.shape = (channels, size, size)
+    torch.manual_seed(0)
+    net = script.build(args)
+    images = torch.randint(0, 256, (4, *args.shape), dtype=torch.uint8)
+    x = script.to_model(images)
+    low = 0 if script is cvae else -1
+    assert x.shape == images.shape and x.dtype == torch.float32
+    assert torch.equal(((x - low) / (1 - low) * 255).round().to(torch.uint8), images)  # the range is [low, 1], and nothing is lost
+    if script is cvae:
+        mu, logvar = net.encode(x)
+        assert mu.shape == logvar.shape == (4, 64) and net.decode(mu).shape == x.shape
+    elif script is dcgan:
+        assert dcgan.Discriminator(args.shape)(x).shape == (4,) and net(torch.randn(4, 100)).shape == x.shape
+    else:
+        assert net(x, torch.arange(4)).shape == x.shape
+    drawn = script.sample(net, 5, args, seed=3)
+    assert drawn.shape == (5, *args.shape) and drawn.dtype == torch.uint8
+    assert torch.equal(drawn, script.sample(net, 5, args, seed=3)) and not torch.equal(drawn, script.sample(net, 5, args, seed=4))
+
+
+def test_kl_and_reparameterization_against_torch_distributions():
+    torch.manual_seed(0)
+    mu, logvar = torch.randn(7, 64), torch.randn(7, 64)
+    q = torch.distributions.Normal(mu, (logvar / 2).exp())
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(cvae.kl_divergence(mu, logvar), expected)
+    z = cvae.reparameterize(mu[:1, :1].expand(100000, 1), logvar[:1, :1].expand(100000, 1))
+    assert stats.kstest(z[:, 0], "norm", args=(mu[0, 0].item(), q.stddev[0, 0].item())).pvalue > 1e-3
+
+
+def test_cvae_objective_is_the_bernoulli_likelihood_and_beta_kl():
+    torch.manual_seed(0)
+    net, x = cvae.VAE(), (torch.rand(5, 3, 28, 28) > 0.5).float()
+    torch.manual_seed(1)
+    loss, bce, kl = cvae.objective(net, x, kl_weight=0.3)
+    torch.manual_seed(1)
+    mu, logvar = net.encode(x)
+    logits = net.decode(cvae.reparameterize(mu, logvar))
+    torch.testing.assert_close(bce, -torch.distributions.Bernoulli(logits=logits).log_prob(x).sum() / 5)
+    torch.testing.assert_close(loss, bce + 0.3 * kl)
+    torch.testing.assert_close(kl, cvae.kl_divergence(mu, logvar).mean())
+
+
+def test_gan_losses_are_the_papers():
+    real, fake = torch.randn(64), torch.randn(64)
+    p, q = real.sigmoid(), fake.sigmoid()
+    torch.testing.assert_close(dcgan.discriminator_loss(real, fake), -(p.log() + (1 - q).log()).mean())
+    smooth = -(0.9 * p.log() + 0.1 * (1 - p).log()).mean() - (0.1 * q.log() + 0.9 * (1 - q).log()).mean()
+    torch.testing.assert_close(dcgan.discriminator_loss(real, fake, 0.1), smooth)
+    torch.testing.assert_close(dcgan.generator_loss(fake), -q.log().mean())
+
+
+def test_paper_sized_networks():
+    """The paper's deeper U-Net has 7.76 M parameters and 0.85 GFLOP; this one is its sibling, not its copy."""
+    from torch.utils.flop_counter import FlopCounterMode
+    net = ddpm.UNet()
+    with FlopCounterMode(display=False) as counter:
+        net(torch.randn(1, 3, 28, 28), torch.zeros(1))
+    assert 7e6 < sum(p.numel() for p in net.parameters()) < 8.5e6
+    assert 0.8e9 < counter.get_total_flops() < 1.1e9
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_forward_process_has_the_closed_form_mean_and_variance(schedule):
+    torch.manual_seed(0)
+    d = ddpm.Diffusion(100, schedule)
+    x0 = torch.full((1, 1, 1, 1), 0.7)
+    for t in (0, 30, 99):
+        # the one-step chain x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) noise, run step by step
+        x, a = x0.expand(200000, 1, 1, 1), torch.cat([torch.ones(1), d.alpha_bar])
+        for s in range(t + 1):
+            keep = a[s + 1] / a[s]
+            x = keep.sqrt() * x + (1 - keep).sqrt() * torch.randn_like(x)
+        jump = d.q_sample(x0.expand(200000, 1, 1, 1), torch.full((200000,), t), torch.randn(200000, 1, 1, 1))
+        for y in (x, jump):
+            assert y.mean().item() == pytest.approx(0.7 * a[t + 1].sqrt().item(), abs=0.01)
+            assert y.var().item() == pytest.approx(1 - a[t + 1].item(), rel=0.02, abs=1e-4)
+
+
+def test_schedules():
+    linear, cosine = ddpm.Diffusion(500, "linear"), ddpm.Diffusion(500, "cosine")
+    assert linear.alpha_bar[-1].sqrt().item() == pytest.approx(0.08, abs=0.005)  # the paper's: signal is left at T
+    assert linear.alpha_bar[0].item() == pytest.approx(1 - 1e-4)
+    assert cosine.alpha_bar[-1].sqrt().item() < 0.001
+    for d in (linear, cosine):
+        assert (d.alpha_bar.diff() < 0).all()
+
+
+MEAN, STD = 0.2, 0.15
+
+
+def toy_epsilon(diffusion):
+    """The exact epsilon for data from N(MEAN, STD^2), where it is known in closed form."""
+    def model(x, t):
+        a = diffusion.alpha_bar[t][:, None, None, None]
+        return (1 - a).sqrt() * (x - a.sqrt() * MEAN) / (a * STD ** 2 + 1 - a)
+    return model
+
+
+def test_ddim_at_eta_1_with_all_steps_is_ancestral_sampling():
+    d = ddpm.Diffusion(200, "cosine")
+    start = torch.randn(20000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    ancestral = d.ancestral(toy_epsilon(d), start, torch.Generator().manual_seed(1)).flatten()
+    ddim = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(2), 200, eta=1.0).flatten()
+    assert stats.ks_2samp(ancestral, ddim).pvalue > 1e-3
+    for x in (ancestral, ddim):
+        assert x.mean().item() == pytest.approx(MEAN, abs=0.01) and x.std().item() == pytest.approx(STD, rel=0.05)
+    same_noise = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(1), 200, eta=1.0).flatten()
+    torch.testing.assert_close(same_noise, ancestral, atol=1e-3, rtol=0)
+
+
+def test_ddim_at_eta_0_is_deterministic_and_draws_the_data():
+    d = ddpm.Diffusion(200, "cosine")
+    start = torch.randn(20000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    a = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(1), 50)
+    b = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(2), 50)
+    assert torch.equal(a, b)
+    assert a.mean().item() == pytest.approx(MEAN, abs=0.01) and a.std().item() == pytest.approx(STD, rel=0.1)
+
+
+def test_ddpm_loss_is_zero_for_the_true_noise():
+    d = ddpm.Diffusion(100, "linear")
+    x0 = torch.rand(64, 3, 8, 8) * 2 - 1
+    oracle = lambda x, t: (x - d.alpha_bar[t][:, None, None, None].sqrt() * x0) / (1 - d.alpha_bar[t][:, None, None, None]).sqrt()
+    assert d.loss(oracle, x0).item() < 1e-5
+    assert d.loss(lambda x, t: torch.zeros_like(x), x0).item() == pytest.approx(1, rel=0.05)
+
+
+def test_ema_is_the_weighted_mean():
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    expected = 0.9 * a.weight.detach() + 0.1 * b.weight.detach()
+    ddpm.update_ema(a, b, 0.9)
+    torch.testing.assert_close(a.weight.detach(), expected)
+
+
+def rows(out):
+    lines = (Path(out) / "log.csv").read_text().splitlines()
+    return lines[0].split(","), [[float(v) for v in line.split(",")] for line in lines[1:]]
+
+
+@needs_data
+@pytest.mark.parametrize("script, epochs, column", [(cvae, 8, "loss"), (dcgan, 4, "d_loss"), (ddpm, 4, "loss")])
+def test_losses_fall_on_real_cells(tmp_path, script, epochs, column):
+    with np.load(ROOT / "bloodmnist.npz") as file:
+        parts = {f"{s}_{k}": file[f"{s}_{k}"][:256 if s == "train" else 64] for s in data.SPLITS for k in ("images", "labels")}
+    np.savez(tmp_path / "real.npz", **parts)
+    script.main(["--data", f"{tmp_path}/real.npz", "--epochs", str(epochs), "--batch-size", "32", "--lr", "1e-3", "--out", f"{tmp_path}/out",
+                 "--device", "cpu", *SMALL[script]])
+    names, values = rows(tmp_path / "out")
+    losses = [row[names.index(column)] for row in values]
+    assert len(losses) == epochs and losses[-1] < 0.95 * losses[0]
+
+
+# ---- the scripts, as a user runs them -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_train_sample_and_measure(script, tmp_path, small, inception_file):
+    out = tmp_path / "runs" / "a"
+    common = ["--data", small, "--out", out, "--device", "cpu", *SMALL[script]]
+    measure = ["--fid-runs", 2, "--fid-samples", 70, "--dims", 64, "--weights", inception_file]
+    first = run(script, *common, "--epochs", 2, *measure)
+    assert len([line for line in first.stdout.splitlines() if line.startswith("epoch ")]) == 2  # no terminal: a line an epoch
+    names, values = rows(out)
+    assert names == ["epoch", *script.LOSSES, "seconds", "images/s"] and [row[0] for row in values] == [1, 2]
+    assert np.isfinite(values).all()
+    saved = torch.load(out / "model.pt", weights_only=True)
+    assert saved["script"] == script.MODEL and saved["epochs"] == 2 and saved["settings"]["shape"] == (3, 28, 28)
+
+    result = json.loads((out / "fid.json").read_text())
+    assert [r["seed"] for r in result["runs"]] == [100, 200]
+    values = [r["fid"] for r in result["runs"]]
+    assert result["fid"] == pytest.approx(np.mean(values)) and result["std"] == pytest.approx(np.std(values, ddof=1)) and result["fid"] > 0
+    assert re.search(r"^FID [\d.]+ ± [\d.]+ \(2 runs\)$", first.stdout, re.M)
+    assert result["dims"] == 64 and result["generated_images"] == 70 and result["data_sha256"] == fid.file_hash(small)
+    assert result["trained"]["epochs"] == 2 and result["command"].startswith(f"python {script.MODEL}.py --data")
+
+    # the runs again, from the file: the same figures, from the real features that were kept, even where the kept file is spoilt
+    kept, = (tmp_path / "runs").glob("features-64-*.npy")
+    for spoil in (lambda: None, lambda: kept.write_bytes(kept.read_bytes()[:100])):
+        spoil()
+        (out / "fid.json").unlink()
+        run(script, *common, "--ckpt", out / "model.pt", *measure)
+        assert [r["fid"] for r in json.loads((out / "fid.json").read_text())["runs"]] == pytest.approx(values, rel=1e-6)
+    assert np.load(kept).shape == (112, 64)
+
+    run(script, "--sample", 10, "--out", out, "--device", "cpu", "--seed", 5, *SMALL[script])
+    with np.load(out / "samples.npz") as file:
+        drawn = file["images"]
+    assert drawn.shape == (10, 28, 28, 3) and drawn.dtype == np.uint8
+    with Image.open(out / "samples.png") as picture:
+        assert picture.mode == "RGB" and picture.size == (8 * 29 * 3 + 3, 2 * 29 * 3 + 3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script, tmp_path, small):
+    def command(out, *more):
+        return ["--data", small, "--out", tmp_path / out, "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--augment", *SMALL[script], *more]
+    for out in ("a", "b"):
+        run(script, *command(out, "--epochs", 4))
+    model = (tmp_path / "a" / "model.pt").read_bytes()
+    assert model == (tmp_path / "b" / "model.pt").read_bytes()
+    run(script, *command("c", "--epochs", 4, "--seed", 1))
+    assert model != (tmp_path / "c" / "model.pt").read_bytes()
+
+    # SIGTERM in the midst of an epoch, then --resume
+    process = subprocess.Popen([sys.executable, "-u", HERE / f"{script.__name__}.py", *map(str, command("d", "--epochs", 4))],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143 and "--resume" in errors
+    step = torch.load(tmp_path / "d" / "ckpt.pt", weights_only=True)["step"]
+    assert 7 <= step < 28
+    run(script, *command("d", "--epochs", 4, "--resume"))
+    assert model == (tmp_path / "d" / "model.pt").read_bytes()
+    assert [row[:-2] for row in rows(tmp_path / "d")[1]] == [row[:-2] for row in rows(tmp_path / "a")[1]]
+
+    # a finished run has nothing left to do; more epochs go on
+    run(script, *command("a", "--epochs", 4, "--resume"))
+    assert model == (tmp_path / "a" / "model.pt").read_bytes() and len(rows(tmp_path / "a")[1]) == 4
+    run(script, *command("a", "--epochs", 5, "--resume"))
+    assert len(rows(tmp_path / "a")[1]) == 5
+
+    one_line(run(script, *command("a", "--epochs", 4), check=False), 1, "--resume", "--overwrite")
+    one_line(run(script, *command("a", "--epochs", 6, "--resume", "--lr", "0.5"), check=False), 1, "lr", "0.5")
+    one_line(run(script, *command("new", "--resume"), check=False), 1, "nothing to resume")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
+    common = ["--data", small, "--out", tmp_path / "x", "--device", "cpu", *SMALL[script]]
+    done = run(script, *common, "--lr", "1e30", "--epochs", 9, check=False)
+    one_line(done, 1, "at epoch", "step")
+    assert not (tmp_path / "x" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--epochs", "0"], "--epochs"), (["--epochs", "many"], "many"), (["--lr", "-1"], "--lr"), (["--lr", "nan"], "--lr"), (["--batch-size", "1.5"], "1.5"),
+    (["--data", "cells"], "bloodmnist"), (["--data", "vesselmnist3d"], "3-D"), (["--device", "cuda:77"], "cuda:77"), (["--device", "abacus"], "abacus"),
+    (["--dims", "100"], "--dims"), (["--sample", "0"], "--sample"), (["--ckpt", "x.pt"], "--sample"), (["--frobnicate"], "frobnicate")])
+def test_bad_usage_exits_with_2_before_anything_is_written(argv, words, tmp_path, capsys):
+    for script in SCRIPTS:
+        with pytest.raises(SystemExit) as stop:
+            script.main([*argv, "--out", str(tmp_path / "out")])
+        assert stop.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path, small, inception_file):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+    torch.save({"script": "cvae", "x": Bomb()}, tmp_path / "bomb.pt")
+    (tmp_path / "noise.pt").write_bytes(os.urandom(1000))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    dcgan.main(["--data", small, "--out", str(tmp_path / "g"), "--epochs", "1", "--device", "cpu"])
+    for path in (tmp_path / "bomb.pt", tmp_path / "noise.pt", tmp_path / "empty.pt", inception_file, tmp_path, tmp_path / "g" / "model.pt", tmp_path / "no.pt"):
+        with pytest.raises((ValueError, OSError), match=re.escape(str(path))) as error:
+            cvae.main(["--ckpt", str(path), "--sample", "4", "--out", str(tmp_path / "out")])
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "boom").exists()
+    one_line(run(cvae, "--sample", 4, "--out", tmp_path / "nothing", check=False), 1, "train first")
+    one_line(run(cvae, "--data", "no.npz", "--out", tmp_path / "nothing", check=False), 1, "no.npz")
+
+
+# ---- fid.py ---------------------------------------------------------------------------------------------------------
+
+def test_distance_closed_forms():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(50, 8))
+    mu, sigma = fid.statistics(a)
+    np.testing.assert_allclose(sigma, np.cov(a.T))
+    assert fid.frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-6)
+    assert fid.frechet_distance(mu, sigma, mu + 2, sigma) == pytest.approx(8 * 4)
+    s, t = rng.uniform(0.1, 4, 8), rng.uniform(0.1, 4, 8)  # commuting covariances: sum (sqrt s - sqrt t)^2
+    assert fid.frechet_distance(np.zeros(8), np.diag(s), np.zeros(8), np.diag(t)) == pytest.approx(((s ** 0.5 - t ** 0.5) ** 2).sum())
+    assert fid.frechet_distance(1.0, 4.0, 3.0, 9.0) == pytest.approx(4 + 1)  # one dimension
+    low = a[:, :2] @ rng.normal(size=(2, 8))  # singular
+    assert np.isfinite(fid.frechet_distance(*fid.statistics(low), mu, sigma))
+    with pytest.raises(ValueError, match="shape|go with"):
+        fid.frechet_distance(mu, sigma, mu[:4], sigma)
+    with pytest.raises(ValueError, match="NaN"):
+        fid.frechet_distance(mu * np.nan, sigma, mu, sigma)
+
+
+def test_distance_equals_pytorch_fid():
+    from pytorch_fid import fid_score
+    root = linalg.sqrtm
+    rng = np.random.default_rng(1)
+    for d in (3, 64):
+        x, y = rng.normal(size=(500, d)) @ rng.normal(size=(d, d)), rng.normal(size=(400, d)) + 0.3
+        ours = fid.frechet_distance(*fid.statistics(x), *fid.statistics(y))
+        with mock.patch.object(fid_score.linalg, "sqrtm", lambda a, disp=False: (root(a), 0)):  # SciPy 1.18 has no disp
+            theirs = fid_score.calculate_frechet_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("dims", fid.DIMS)
+def test_features_equal_pytorch_fid(dims, inception_file):
+    import pytorch_fid.inception as reference
+    state = torch.load(inception_file, weights_only=True)
+    with mock.patch.object(reference, "load_state_dict_from_url", lambda *a, **k: state):
+        net = reference.InceptionV3([reference.InceptionV3.BLOCK_INDEX_BY_DIM[dims]]).eval()
+    images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(dims))
+    with torch.no_grad():
+        theirs = net(images.float() / 255)[0].mean((2, 3)).numpy()
+    ours = fid.features(images, dims, inception_file, "cpu")
+    assert ours.shape == (10, dims) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).mean())
+    layouts = images.permute(0, 2, 3, 1).numpy(), images.float() / 255, (images / 255).double().permute(0, 2, 3, 1)
+    for same in layouts if dims == 64 else ():
+        np.testing.assert_allclose(fid.features(same, 64, inception_file, "cpu"), ours, rtol=1e-5)
+
+
+def test_imagenet_weights_pool_as_torchvision_does(inception_file):
+    """--weights imagenet: torchvision's own network, given the same tensors, has the same 2048 features."""
+    state = torch.load(inception_file, weights_only=True)
+    net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False).eval()
+    net.load_state_dict(state)
+    net.fc = nn.Identity()
+    with mock.patch.object(torch.hub, "load_state_dict_from_url", lambda url, **k: state):
+        images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+        ours = fid.features(images, 2048, "imagenet", "cpu")
+    x = nn.functional.interpolate(images.expand(-1, 3, -1, -1) / 255, size=(299, 299), mode="bilinear")
+    with torch.no_grad():
+        np.testing.assert_allclose(ours, net(2 * x - 1).numpy(), rtol=1e-3)
+
+
+def test_named_weights_are_fetched_with_their_hash_checked():
+    with mock.patch.object(torch.hub, "load_state_dict_from_url", side_effect=OSError("no route")) as fetch:
+        with pytest.raises(FileNotFoundError, match="no route.*--weights"):
+            fid.network(64, "fid")
+    assert fetch.call_args.kwargs["check_hash"] and fetch.call_args.kwargs["weights_only"]
+    assert all(re.search(r"-[0-9a-f]{8}\.pth$", url) for url in fid.URLS.values())
+
+
+def test_weights_need_the_layers_up_to_the_block_and_no_more(tmp_path, inception_file):
+    state = torch.load(inception_file, weights_only=True)
+    stem = {k: v for k, v in state.items() if k.split(".")[0] in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3")}
+    torch.save(stem, tmp_path / "stem.pth")
+    assert len(fid.network(64, str(tmp_path / "stem.pth"))) == 4
+    with pytest.raises(ValueError, match="Conv2d_3b_1x1.conv.weight"):
+        fid.network(192, str(tmp_path / "stem.pth"))
+    stem["Conv2d_2a_3x3.conv.weight"] = torch.zeros(32, 32, 5, 5)
+    torch.save(stem, tmp_path / "stem.pth")
+    with pytest.raises(ValueError, match="Conv2d_2a_3x3.conv.weight.*5, 5"):
+        fid.network(64, str(tmp_path / "stem.pth"))
+    (tmp_path / "noise.pth").write_bytes(os.urandom(500))
+    with pytest.raises(ValueError, match="noise.pth"):
+        fid.network(64, str(tmp_path / "noise.pth"))
+    with pytest.raises(FileNotFoundError, match="none.pth"):
+        fid.network(64, str(tmp_path / "none.pth"))
+
+
+GOOD = np.random.default_rng(0).random((4, 3, 28, 28), np.float32)
+
+
+@pytest.mark.parametrize("images, words", [
+    (GOOD * 2 - 1, r"\[-1, 0.9999\], not in \[0, 1\]"), (GOOD * 255, r"\[0, 1\]"), (np.where(GOOD < 0.5, np.nan, GOOD), "nan"), (GOOD - 1e-3, r"\[0, 1\]"),
+    (GOOD[:0], "0, 3, 28, 28"), (GOOD[:1], "one image"), (GOOD[:, :2], "no axis"), (GOOD[0, 0], r"\(28, 28\)"), (GOOD.astype(np.int64), "int64"),
+    (np.zeros((4, 3, 28, 3), np.uint8), "first or last"), (GOOD > 0.5, "bool")])
+def test_images_that_are_refused(images, words):
+    with pytest.raises(ValueError, match=words):
+        fid.features(images, 64, "never read", "cpu")
+
+
+def test_too_few_images_are_warned_of(capsys):
+    fid.statistics(np.random.default_rng(0).random((5, 10)))
+    assert "5 images for 10 dimensions" in capsys.readouterr().err
+    fid.statistics(np.random.default_rng(0).random((50, 10)))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="two"):
+        fid.statistics(np.zeros((1, 10)))
+
+
+def test_fid_command(tmp_path, small, inception_file):
+    with np.load(small) as file:
+        images = file["train_images"]
+    np.savez(tmp_path / "samples.npz", images=255 - images[:40])
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(images[:40]):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i:03}.png")
+    common = ["--dims", 64, "--weights", inception_file, "--device", "cpu"]
+    value = json.loads(run(fid, tmp_path / "folder", tmp_path / "samples.npz", *common, "--json").stdout)
+    assert value["fid"] == pytest.approx(fid.fid(images[:40], 255 - images[:40], 64, inception_file, "cpu"), rel=1e-4) and value["images"] == [40, 40]
+    assert re.fullmatch(r"FID [\d.]+\n", run(fid, small, tmp_path / "samples.npz", *common).stdout)
+    (tmp_path / "empty").mkdir()
+    one_line(run(fid, tmp_path / "empty", small, *common, check=False), 1, "no .png")
+    (tmp_path / "empty" / "x.png").write_bytes(b"no picture")
+    one_line(run(fid, tmp_path / "empty", small, *common, check=False), 1, "x.png")
+    one_line(run(fid, small, "cells", *common, check=False), 1, "cells")
+    one_line(run(fid, small, small, "--dims", 65, check=False), 2, "--dims")
+
+
+@needs_data
+@needs_weights
+def test_real_cells_are_near_each_other_and_far_from_noise():
+    images, _ = data.load(root=ROOT)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(0, 256, (400, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    a, b, c = (fid.statistics(fid.features(x, 768, os.environ["FID_WEIGHTS"])) for x in (images[order[:600]], images[order[600:1200]], noise))
+    near, far = fid.frechet_distance(*a, *b), fid.frechet_distance(*a, *c)
+    assert near < 0.15 and far > 10 * near
+
+
+# ---- the repository -------------------------------------------------------------------------------------------------
+
+def test_the_plumbing_is_the_same_to_the_letter():
+    parts = [(HERE / f"{s.__name__}.py").read_text().split("# ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----") for s in SCRIPTS]
+    assert all(len(p) == 2 for p in parts)
+    assert parts[0][1] == parts[1][1] == parts[2][1]
+    for head, _ in parts:
+        assert not re.search(r"^(import|from) (cvae|dcgan|ddpm)", head, re.M)
+        names = re.findall(r"^def (\w+)|^class (\w+)", head, re.M)
+        assert [n for n, _ in names if n in ("get_args", "sample", "to_model", "build", "train")] == ["get_args", "sample", "to_model", "build", "train"]
