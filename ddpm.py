@@ -299,23 +299,23 @@ def settings(args):
     return {k: v for k, v in vars(args).items() if k not in other}
 
 
-def write(path, save):
-    """save(file) into a temporary file, which takes the name only when it is whole and on the disk."""
+def save(path, write):
+    """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
     tmp = path.with_name(path.name + ".tmp")
     with open(tmp, "wb") as file:
-        save(file)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(tmp, path)
 
 
-def write_grid(path, images):
+def save_grid(path, images):
     """A .png of up to 64 uint8 images, enlarged."""
     grid = make_grid(images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
-    write(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
+    save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
 
 
-def load(path, hint):
+def read(path, hint):
     """A checkpoint of this script; weights_only, so that no file can run code."""
     try:
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
@@ -328,14 +328,18 @@ def load(path, hint):
         raise ValueError(f"{path} is not a checkpoint of {MODEL}.py: {(str(error) or repr(error)).splitlines()[0]}") from None
 
 
-def restore(args):
+def load(args):
     """The trained network of --ckpt or DIR/model.pt, with the settings that it was trained with."""
-    ckpt = load(args.ckpt or args.out / "model.pt", "train first, or name one with --ckpt")
-    args.trained = ckpt["settings"] | {"epochs": ckpt["epochs"]}
-    vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "split", "seed", "dtype")})
-    model = build(args)
-    model.load_state_dict(ckpt["weights"])
-    return model.eval()
+    path = args.ckpt or args.out / "model.pt"
+    ckpt = read(path, "train first, or name one with --ckpt")
+    try:
+        args.trained = ckpt["settings"] | {"epochs": ckpt["epochs"]}
+        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "split", "seed", "dtype")})
+        net = build(args)
+        net.load_state_dict(ckpt["weights"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no network to draw from (a run's is model.pt): {str(error).splitlines()[0]}") from None
+    return net.eval()
 
 
 records = []  # the losses of the epoch under way, left on the device: to read one is to wait for it
@@ -345,9 +349,9 @@ def record(*losses):
     records.append(torch.stack([loss.detach().float() for loss in losses]))
 
 
-def check(epoch, first=0):
+def check(epoch):
     """Ends the run at a loss that is not finite; the checkpoint before it stays."""
-    for i, row in enumerate(torch.stack(records[first:]).tolist() if records else [], first + 1):
+    for i, row in enumerate(torch.stack(records).tolist() if records else [], 1):
         for name, value in zip(LOSSES, row):
             if not math.isfinite(value):
                 raise ValueError(f"{name} is {value} at epoch {epoch + 1}, step {i}; try a lower --lr, or --resume from the last checkpoint")
@@ -360,7 +364,7 @@ def steps(args, images, state, net, preview):
     records.clear()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.resume:
-        ckpt = load(args.out / "ckpt.pt", "there is nothing to resume")
+        ckpt = read(args.out / "ckpt.pt", "there is nothing to resume")
         now, then = settings(args), ckpt["settings"]
         if now != then:
             raise ValueError("--resume with other settings than the checkpoint's: "
@@ -375,16 +379,17 @@ def steps(args, images, state, net, preview):
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
 
-    def save(step):
+    def checkpoint(step):
         check(epoch)
         common = {"script": MODEL, "settings": settings(args), "epochs": step / per_epoch}
         ckpt = common | {k: part.state_dict() for k, part in state.items()} | {
             "step": step, "rows": rows, "records": torch.stack(records).cpu() if records else torch.empty(0),
             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(args.device) if args.device.type == "cuda" else None}
-        write(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))
-        write(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
-        write_grid(args.out / "samples.png", preview())
-        write_curve(args, rows)
+        save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))
+        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
+        save_grid(args.out / "samples.png", preview())
+        if rows:
+            save_curve(args, rows)
         return time.time()
 
     stop, saved, last = [], time.time(), args.epochs * per_epoch
@@ -400,16 +405,15 @@ def steps(args, images, state, net, preview):
             step = epoch * per_epoch + i
             yield step, x
             bar.update()
-            if args.device.type == "cpu":
-                check(epoch, len(records) - 1)
-            if i == per_epoch:
+            if args.device.type == "cpu" or i == per_epoch:  # a look at a GPU's losses waits for them
                 check(epoch)
-                seconds, speed = time.time() - began, (len(images) - done * args.batch_size) / (time.time() - began)
-                rows.append([epoch + 1, *torch.stack(records).mean(0).tolist(), round(seconds, 2), round(speed, 1)])
+            if i == per_epoch:
+                seconds = time.time() - began
+                rows.append([epoch + 1, *torch.stack(records).mean(0).tolist(), round(seconds, 2), round((len(images) - done * args.batch_size) / seconds, 1)])
                 records.clear()
-                write_log(args, rows, bar)
+                save_log(args, rows, bar)
             if stop or step == last or time.time() - saved > 60:
-                saved = save(step)
+                saved = checkpoint(step)
             if stop:
                 print(f"\n{MODEL}.py: stopped after epoch {step // per_epoch}, step {step % per_epoch}; the same command with --resume goes on", file=sys.stderr)
                 sys.exit(128 + stop[0])
@@ -418,41 +422,44 @@ def steps(args, images, state, net, preview):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def write_log(args, rows, bar):
+def save_log(args, rows, bar):
     """log.csv, a row an epoch; and a line of progress."""
     lines = [",".join(("epoch", *LOSSES, "seconds", "images/s"))] + [",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows]
-    write(args.out / "log.csv", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    save(args.out / "log.csv", lambda file: file.write(("\n".join(lines) + "\n").encode()))
     line = f"epoch {rows[-1][0]}/{args.epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
     bar.set_description(line) if not bar.disable else print(line, flush=True)
 
 
-def write_curve(args, rows):
+def save_curve(args, rows):
     """loss.png, where matplotlib is found."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    if not rows:
-        return
     axes = Figure(figsize=(6, 4)).add_subplot(xlabel="epoch")
     for k, values in zip(LOSSES, list(zip(*rows))[1:]):
         axes.plot([row[0] for row in rows], values, label=k)
     axes.legend()
-    write(args.out / "loss.png", lambda file: axes.figure.savefig(file, format="png"))
+    save(args.out / "loss.png", lambda file: axes.figure.savefig(file, format="png"))
+
+
+def evaluate(args, net):
+    """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
+    args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
+    fid.benchmark(lambda n, seed: sample(net, n, args, seed), args)
 
 
 def main(argv=None):
     args = get_args(argv)
-    net = restore(args) if args.sample or args.ckpt else train(args)
+    net = load(args) if args.sample or args.ckpt else train(args)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
         images = sample(net, args.sample, args, args.seed)
-        write(args.out / "samples.npz", lambda file: np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy()))
-        write_grid(args.out / "samples.png", images)
+        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy()))
+        save_grid(args.out / "samples.png", images)
         print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
     if args.fid_runs:
-        args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-        fid.benchmark(lambda n, seed: sample(net, n, args, seed), args)
+        evaluate(args, net)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def statistics(x):
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"statistics need two rows of features or more, these are {x.shape}")
     if len(x) <= x.shape[1]:
-        print(f"warning: {len(x)} images for {x.shape[1]} dimensions: the covariance is singular and the FID comes out too high; "
-              "compare it only with FIDs of as many images", file=sys.stderr)
+        warnings.warn(f"{len(x)} images for {x.shape[1]} dimensions: the covariance is singular and the FID comes out too high; "
+                      "compare it only with FIDs of as many images", stacklevel=2)
     return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1)
 
 
@@ -204,7 +204,7 @@ def features(images, dims=2048, weights="fid", device=None):
     images = check_images(images)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = network(dims, weights).to(device, memory_format=torch.channels_last)
-    batch, out = 250 if device.type == "cuda" else 8, np.empty((len(images), dims), np.float32)  # 8 fit a CPU's cache
+    batch, out = 100 if device.type == "cuda" else 8, np.empty((len(images), dims), np.float32)  # 8 fit a CPU's cache
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
         for i in tqdm(range(0, len(images), batch), desc=f"Inception {dims}", unit="batch", disable=None, leave=False):
             x = images[i:i + batch].to(device)

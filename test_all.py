@@ -342,7 +342,7 @@ def test_ddim_at_eta_1_with_all_steps_is_ancestral_sampling():
     ddim = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(2), 200, eta=1.0).flatten()
     assert stats.ks_2samp(ancestral, ddim).pvalue > 1e-3
     for x in (ancestral, ddim):
-        assert x.mean().item() == pytest.approx(MEAN, abs=0.01) and x.std().item() == pytest.approx(STD, rel=0.05)
+        assert x.mean().item() == pytest.approx(MEAN, abs=0.01) and x.std().item() == pytest.approx(STD, rel=0.1)
     same_noise = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(1), 200, eta=1.0).flatten()
     torch.testing.assert_close(same_noise, ancestral, atol=1e-3, rtol=0)
 
@@ -484,6 +484,12 @@ def test_bad_usage_exits_with_2_before_anything_is_written(argv, words, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_of_the_training_is_not_one_to_draw_from(tmp_path, small):
+    cvae.main(["--data", small, "--out", str(tmp_path), "--epochs", "1", "--device", "cpu"])
+    with pytest.raises(ValueError, match="ckpt.pt holds no network.*model.pt"):
+        cvae.main(["--ckpt", str(tmp_path / "ckpt.pt"), "--sample", "4", "--out", str(tmp_path)])
+
+
 def test_files_that_are_no_checkpoints(tmp_path, small, inception_file):
     class Bomb:
         def __reduce__(self):
@@ -602,11 +608,12 @@ def test_images_that_are_refused(images, words):
         fid.features(images, 64, "never read", "cpu")
 
 
-def test_too_few_images_are_warned_of(capsys):
-    fid.statistics(np.random.default_rng(0).random((5, 10)))
-    assert "5 images for 10 dimensions" in capsys.readouterr().err
+def test_too_few_images_are_warned_of(recwarn):
+    with pytest.warns(UserWarning, match="5 images for 10 dimensions.*too high"):
+        fid.statistics(np.random.default_rng(0).random((5, 10)))
+    recwarn.clear()
     fid.statistics(np.random.default_rng(0).random((50, 10)))
-    assert capsys.readouterr().err == ""
+    assert not recwarn
     with pytest.raises(ValueError, match="two"):
         fid.statistics(np.zeros((1, 10)))
 
@@ -651,3 +658,21 @@ def test_the_plumbing_is_the_same_to_the_letter():
         assert not re.search(r"^(import|from) (cvae|dcgan|ddpm)", head, re.M)
         names = re.findall(r"^def (\w+)|^class (\w+)", head, re.M)
         assert [n for n, _ in names if n in ("get_args", "sample", "to_model", "build", "train")] == ["get_args", "sample", "to_model", "build", "train"]
+
+
+def test_the_readme_links_to_the_lines_it_names():
+    links = re.findall(r"\[`([\w.]+)`\]\((\w+\.py)#L(\d+)\)", (HERE / "README.md").read_text())
+    assert len(links) > 10
+    for name, file, line in links:
+        assert re.search(rf"^\s*(def|class) {name.split('.')[-1]}\b", (HERE / file).read_text().splitlines()[int(line) - 1]), (name, file, line)
+
+
+def test_the_readmes_figures_come_from_the_files_of_their_runs():
+    readme, files = (HERE / "README.md").read_text(), sorted((HERE / "assets" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        result = json.loads(file.read_text())
+        values = [r["fid"] for r in result["runs"]]
+        assert result["fid"] == pytest.approx(np.mean(values)) and len(values) == 5
+        assert f"{result['fid']:.4g} ± {result['std']:.2g}" in readme, file
+        assert result["command"] in readme, file
