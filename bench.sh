@@ -65,13 +65,10 @@ print(text, end="")
 PY
 }
 
-# picture: $OUT/cells.png, 16 real cells twice over 16 twice of each model, at one scale
+# picture: $OUT/cells.png, 32 real cells over 32 of each model, at one scale
 picture() {
-  for script in cvae dcgan ddpm; do
-    [ ! -f "$OUT/$script/model.pt" ] || "$PYTHON" $script.py --sample 32 --out "$OUT/$script" ${DEVICE:+--device "$DEVICE"} $([ $script != ddpm ] || echo "${STEPS:+--steps $STEPS}")
-  done
-  "$PYTHON" - "$OUT" "${DATA:-bloodmnist}" "${ROOT:-}" <<'PY'
-import sys
+  "$PYTHON" - "$OUT" "${DATA:-bloodmnist}" "${ROOT:-}" "${DEVICE:-auto}" "${STEPS:-50}" <<'PY'
+import importlib, sys
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageDraw
@@ -81,7 +78,9 @@ out, name, root = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
 images = data.load(name, root)[0]
 rows = {"real": images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:32]].permute(0, 2, 3, 1).numpy()}
 for model in ("cvae", "dcgan", "ddpm"):
-    if (out / model / "samples.npz").is_file():
+    if (out / model / "model.pt").is_file():
+        steps = ["--steps", sys.argv[5]] if model == "ddpm" else []
+        importlib.import_module(model).main(["--sample", "32", "--out", str(out / model), "--device", sys.argv[4], *steps])
         with np.load(out / model / "samples.npz") as file:
             rows[model] = file["images"][:32]
 n, scale, margin = rows["real"].shape[1], 2, 48

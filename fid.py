@@ -2,6 +2,7 @@
 
     python fid.py bloodmnist samples.npz                    two sets: names, .npz files or folders of images
     python fid.py A B --dims 768 --weights inception.pth    with a file of Inception's weights
+    python fid.py bloodmnist                                the floor: real images against other real images
 
 Each set of images becomes a Gaussian over Inception features, and the FID is the distance between the two Gaussians.
 The features equal pytorch-fid's. Images come in one range only: uint8, or floats in [0, 1].
@@ -173,14 +174,12 @@ def read_weights(weights):
 def check_images(images):
     """Any accepted images -> a tensor (N, C, H, W), uint8 or float in [0, 1]; all else is a ValueError that names it.
 
-    Accepts arrays and tensors, (N, C, H, W) or (N, H, W, C) with C 1 or 3 where only one of the two readings is possible,
-    and (N, H, W). Floats are taken only where all of them lie in [0, 1]: an image in [-1, 1] would give a wrong figure.
+    Accepts arrays and tensors, (N, C, H, W) or (N, H, W, C) with C 1 or 3 where only one of the two readings is possible.
+    Floats are taken only where all of them lie in [0, 1]: images in [-1, 1] would give a wrong figure.
     """
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
         raise ValueError(f"images are {x.dtype}, not uint8 or floats in [0, 1]")
-    if x.ndim == 3:
-        x = x[:, None]
     if x.ndim != 4 or x.numel() == 0:
         raise ValueError(f"images are {tuple(x.shape)}, not (N, C, H, W) or (N, H, W, C) with 1 or 3 channels")
     first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
@@ -205,13 +204,16 @@ def features(images, dims=2048, weights="fid", device=None):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = network(dims, weights).to(device, memory_format=torch.channels_last)
     batch, out = 100 if device.type == "cuda" else 8, np.empty((len(images), dims), np.float32)  # 8 fit a CPU's cache
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # a GPU would round its convolutions
+    try:
         for i in tqdm(range(0, len(images), batch), desc=f"Inception {dims}", unit="batch", disable=None, leave=False):
             x = images[i:i + batch].to(device)
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
             x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
             out[i:i + batch] = net(2 * x - 1).mean((2, 3)).cpu()
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
     return out
 
 
@@ -272,7 +274,7 @@ def benchmark(draw, args):
     tmp = args.out / "fid.json.tmp"
     tmp.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(tmp, args.out / "fid.json")
-    print(f"FID {result['fid']:.2f} ± {result['std']:.2f} ({len(runs)} runs)" if result["fid"] >= 10 else f"FID {result['fid']:.4f} ± {result['std']:.4f} ({len(runs)} runs)")
+    print(f"FID {result['fid']:.4g} ± {result['std']:.2g} ({len(runs)} runs)")
     return result
 
 
@@ -302,20 +304,41 @@ def read_images(source, root=None):
     return data.load(str(source), root)[0]
 
 
+def floors(args):
+    """What a perfect generator would score: FIDs of real images of set A against others of it, mean and std over the five seeds."""
+    real, sizes = data.load(args.a, args.root)[0], [len(data.load(args.a, args.root, split)[0]) for split in data.SPLITS]
+    kept = kept_features(real, args.dims, args.weights, args.device, args.cache)
+
+    def distance(one, two):
+        return frechet_distance(*statistics(one), *statistics(two))
+    found = {f"train part ({sizes[0]}) against test part ({sizes[2]})": [distance(kept[:sizes[0]], kept[-sizes[2]:])]}
+    for n in sorted({min(args.images, len(real) // 2), len(real) // 2}):
+        pairs = [np.random.default_rng(seed).permutation(len(real)) for seed in (100, 200, 300, 400, 500)]
+        found[f"two disjoint draws of {n}"] = [distance(kept[order[:n]], kept[order[n:2 * n]]) for order in pairs]
+    return {"floors": {k: {"fid": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, "runs": v} for k, v in found.items()}}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("a", metavar="A", help="a MedMNIST name, an .npz file or a folder of images")
-    p.add_argument("b", metavar="B", help="the set to compare with")
+    p.add_argument("b", metavar="B", nargs="?", help="the set to compare with; without it the floor of A, a data set with splits")
     p.add_argument("--dims", type=int, choices=DIMS, default=2048, help="Inception's block")
     p.add_argument("--weights", default="fid", help="fid (TensorFlow's of 2015, as pytorch-fid), imagenet (torchvision's) or a file")
     p.add_argument("--device", help="cpu, cuda, ...; the best there is if not given")
     p.add_argument("--root", help="folder of the MedMNIST files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    p.add_argument("--images", type=int, default=10000, metavar="N", help="images on each side of the floor, half of A at most")
+    p.add_argument("--cache", default="out", metavar="DIR", help="where the features for the floor are kept")
     p.add_argument("--json", action="store_true", help="print all that there is to know, as JSON")
     args = p.parse_args()
-    a, b = read_images(args.a, args.root), read_images(args.b, args.root)
-    value = fid(a, b, args.dims, args.weights, args.device)
-    print(json.dumps({"fid": value, "a": args.a, "b": args.b, "images": [len(a), len(b)], "dims": args.dims,
-                      "weights": args.weights, "weights_sha256": file_hash(args.weights)}) if args.json else f"FID {value:.4g}" if value < 10 else f"FID {value:.2f}")
+    about = {"dims": args.dims, "weights": Path(args.weights).name, "command": " ".join(["python", "fid.py", *sys.argv[1:]])}
+    if args.b is None:
+        result = floors(args)
+        lines = [f"FID {v['fid']:.4g} ± {v['std']:.2g}  {k}" for k, v in result["floors"].items()]
+    else:
+        a, b = read_images(args.a, args.root), read_images(args.b, args.root)
+        result = {"fid": fid(a, b, args.dims, args.weights, args.device), "images": [len(a), len(b)]}
+        lines = [f"FID {result['fid']:.4g}"]
+    print(json.dumps(result | about | {"weights_sha256": file_hash(args.weights)}, indent=1) if args.json else "\n".join(lines))
 
 
 if __name__ == "__main__":

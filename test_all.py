@@ -35,7 +35,7 @@ import fid
 
 HERE = Path(__file__).parent
 SCRIPTS = [cvae, dcgan, ddpm]
-SMALL = {cvae: [], dcgan: ["--g-steps", "1"], ddpm: ["--depth", "baseline", "--timesteps", "20", "--steps", "4"]}
+SMALL = {cvae: [], dcgan: ["--g-steps", "1"], ddpm: ["--depth", "baseline", "--timesteps", "6", "--steps", "4"]}
 ROOT = Path(os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
 needs_data = pytest.mark.skipif(not (ROOT / "bloodmnist.npz").is_file(), reason=f"no bloodmnist.npz in {ROOT}; set MEDMNIST_ROOT")
 needs_weights = pytest.mark.skipif(not os.environ.get("FID_WEIGHTS"), reason="no Inception weights; set FID_WEIGHTS to a file")
@@ -383,7 +383,7 @@ def test_losses_fall_on_real_cells(tmp_path, script, epochs, column):
         parts = {f"{s}_{k}": file[f"{s}_{k}"][:256 if s == "train" else 64] for s in data.SPLITS for k in ("images", "labels")}
     np.savez(tmp_path / "real.npz", **parts)
     script.main(["--data", f"{tmp_path}/real.npz", "--epochs", str(epochs), "--batch-size", "32", "--lr", "1e-3", "--out", f"{tmp_path}/out",
-                 "--device", "cpu", *SMALL[script]])
+                 "--device", "cpu", *SMALL[script], *(["--timesteps", "500"] if script is ddpm else [])])
     names, values = rows(tmp_path / "out")
     losses = [row[names.index(column)] for row in values]
     assert len(losses) == epochs and losses[-1] < 0.95 * losses[0]
@@ -430,38 +430,41 @@ def test_train_sample_and_measure(script, tmp_path, small, inception_file):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script, tmp_path, small):
+def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script, tmp_path, small, capsys):
     def command(out, *more):
-        return ["--data", small, "--out", tmp_path / out, "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--augment", *SMALL[script], *more]
+        return ["--data", small, "--out", f"{tmp_path}/{out}", "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--augment", *SMALL[script], *more]
     for out in ("a", "b"):
-        run(script, *command(out, "--epochs", 4))
+        script.main(command(out, "--epochs", "4"))
     model = (tmp_path / "a" / "model.pt").read_bytes()
     assert model == (tmp_path / "b" / "model.pt").read_bytes()
-    run(script, *command("c", "--epochs", 4, "--seed", 1))
-    assert model != (tmp_path / "c" / "model.pt").read_bytes()
+    script.main(command("c", "--epochs", "1", "--seed", "1"))
+    assert rows(tmp_path / "c")[1][0][1] != rows(tmp_path / "a")[1][0][1]
 
     # SIGTERM in the midst of an epoch, then --resume
-    process = subprocess.Popen([sys.executable, "-u", HERE / f"{script.__name__}.py", *map(str, command("d", "--epochs", 4))],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-u", HERE / f"{script.__name__}.py", *command("d", "--epochs", "4")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | threads)
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 143 and "--resume" in errors
-    step = torch.load(tmp_path / "d" / "ckpt.pt", weights_only=True)["step"]
-    assert 7 <= step < 28
-    run(script, *command("d", "--epochs", 4, "--resume"))
+    assert 7 <= torch.load(tmp_path / "d" / "ckpt.pt", weights_only=True)["step"] < 28
+    script.main(command("d", "--epochs", "4", "--resume"))
     assert model == (tmp_path / "d" / "model.pt").read_bytes()
     assert [row[:-2] for row in rows(tmp_path / "d")[1]] == [row[:-2] for row in rows(tmp_path / "a")[1]]
 
     # a finished run has nothing left to do; more epochs go on
-    run(script, *command("a", "--epochs", 4, "--resume"))
+    script.main(command("a", "--epochs", "4", "--resume"))
     assert model == (tmp_path / "a" / "model.pt").read_bytes() and len(rows(tmp_path / "a")[1]) == 4
-    run(script, *command("a", "--epochs", 5, "--resume"))
+    script.main(command("a", "--epochs", "5", "--resume"))
     assert len(rows(tmp_path / "a")[1]) == 5
 
-    one_line(run(script, *command("a", "--epochs", 4), check=False), 1, "--resume", "--overwrite")
-    one_line(run(script, *command("a", "--epochs", 6, "--resume", "--lr", "0.5"), check=False), 1, "lr", "0.5")
-    one_line(run(script, *command("new", "--resume"), check=False), 1, "nothing to resume")
+    with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
+        script.main(command("a", "--epochs", "4"))
+    with pytest.raises(ValueError, match="lr .* then, 0.5 now"):
+        script.main(command("a", "--epochs", "6", "--resume", "--lr", "0.5"))
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        script.main(command("new", "--resume"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -601,7 +604,7 @@ GOOD = np.random.default_rng(0).random((4, 3, 28, 28), np.float32)
 
 @pytest.mark.parametrize("images, words", [
     (GOOD * 2 - 1, r"\[-1, 0.9999\], not in \[0, 1\]"), (GOOD * 255, r"\[0, 1\]"), (np.where(GOOD < 0.5, np.nan, GOOD), "nan"), (GOOD - 1e-3, r"\[0, 1\]"),
-    (GOOD[:0], "0, 3, 28, 28"), (GOOD[:1], "one image"), (GOOD[:, :2], "no axis"), (GOOD[0, 0], r"\(28, 28\)"), (GOOD.astype(np.int64), "int64"),
+    (GOOD[:0], "0, 3, 28, 28"), (GOOD[:1], "one image"), (GOOD[:, :2], "no axis"), (GOOD[0, 0], r"\(28, 28\)"), (GOOD[:, 0], r"\(4, 28, 28\)"), (GOOD.astype(np.int64), "int64"),
     (np.zeros((4, 3, 28, 3), np.uint8), "first or last"), (GOOD > 0.5, "bool")])
 def test_images_that_are_refused(images, words):
     with pytest.raises(ValueError, match=words):
@@ -629,6 +632,12 @@ def test_fid_command(tmp_path, small, inception_file):
     value = json.loads(run(fid, tmp_path / "folder", tmp_path / "samples.npz", *common, "--json").stdout)
     assert value["fid"] == pytest.approx(fid.fid(images[:40], 255 - images[:40], 64, inception_file, "cpu"), rel=1e-4) and value["images"] == [40, 40]
     assert re.fullmatch(r"FID [\d.]+\n", run(fid, small, tmp_path / "samples.npz", *common).stdout)
+    floors = json.loads(run(fid, small, *common, "--images", 40, "--cache", tmp_path, "--json").stdout)["floors"]
+    kept = fid.features(data.load(small)[0], 64, inception_file, "cpu")
+    assert floors["train part (96) against test part (8)"]["fid"] == pytest.approx(fid.frechet_distance(*fid.statistics(kept[:96]), *fid.statistics(kept[104:])), rel=1e-3)
+    order = np.random.default_rng(100).permutation(112)
+    half = fid.frechet_distance(*fid.statistics(kept[order[:56]]), *fid.statistics(kept[order[56:]]))
+    assert floors["two disjoint draws of 56"]["runs"][0] == pytest.approx(half, rel=1e-3) and len(floors["two disjoint draws of 40"]["runs"]) == 5
     (tmp_path / "empty").mkdir()
     one_line(run(fid, tmp_path / "empty", small, *common, check=False), 1, "no .png")
     (tmp_path / "empty" / "x.png").write_bytes(b"no picture")
@@ -648,7 +657,35 @@ def test_real_cells_are_near_each_other_and_far_from_noise():
     assert near < 0.15 and far > 10 * near
 
 
-# ---- the repository -------------------------------------------------------------------------------------------------
+# ---- bench.sh and the repository -------------------------------------------------------------------------------------------------
+
+def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, inception_file):
+    settings = os.environ | dict(PYTHON=sys.executable, OUT=str(tmp_path), DATA=small, SPLIT="all", EPOCHS="1", DIMS="64", WEIGHTS=inception_file, DEVICE="cpu", FID_SAMPLES="70", STEPS="2")
+    first = subprocess.run(["bash", HERE / "bench.sh", "quick"], env=settings, capture_output=True, text=True, timeout=280)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "quick" / "results.md").read_text()
+    for script in SCRIPTS:
+        result = json.loads((tmp_path / "quick" / script.MODEL / "fid.json").read_text())
+        assert re.search(rf"^\| {script.MODEL} \| 1 \| 64, .*\*\*{result['fid']:.4g} ± {result['std']:.2g}\*\* \| 2 x 70 \| sampling \(1 training\)", table, re.M)
+    assert first.stdout.endswith(f"{tmp_path}/quick/cells.png\n") and table in first.stdout
+
+    (tmp_path / "quick" / "cvae" / "fid.json").unlink()  # stopped before the measuring: the training is not done again
+    model = (tmp_path / "quick" / "cvae" / "model.pt").read_bytes()
+    second = subprocess.run(["bash", HERE / "bench.sh", "quick"], env=settings, capture_output=True, text=True, timeout=280)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("is finished") == 2 and "epoch 1/1" not in second.stdout
+    assert model == (tmp_path / "quick" / "cvae" / "model.pt").read_bytes()
+
+
+def test_the_table_joins_the_five_trainings(tmp_path):
+    for seed, value in ((100, 1.0), (200, 2.0), (300, 3.0)):
+        (tmp_path / f"cvae-seed{seed}").mkdir()
+        (tmp_path / f"cvae-seed{seed}" / "fid.json").write_text(json.dumps({
+            "runs": [{"seed": seed, "fid": value}], "trained": {"epochs": 5.0}, "dims": 768, "weights": "w.pth", "generated_images": 10000, "device": "cpu", "command": "python cvae.py"}))
+    done = subprocess.run(["bash", HERE / "bench.sh", "report"], env=os.environ | dict(PYTHON=sys.executable, OUT=str(tmp_path), DATA="none.npz"), capture_output=True, text=True)
+    assert "| cvae | 5 | 768, w.pth | **2 ± 1** | 3 x 10,000 | training and sampling (3 trainings) | cpu |" in done.stdout
+    assert subprocess.run(["bash", HERE / "bench.sh", "nonsense"], capture_output=True).returncode == 2
+
 
 def test_the_plumbing_is_the_same_to_the_letter():
     parts = [(HERE / f"{s.__name__}.py").read_text().split("# ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----") for s in SCRIPTS]
