@@ -50,8 +50,10 @@ def get_args(argv=None):
 class VAE(nn.Module):
     """Encoder: image -> mean and log-variance of the code. Decoder: code -> logits of the image."""
 
-    def __init__(self, shape=(3, 28, 28), latent_dim=64):
+    def __init__(self, shape=(3, 28, 28), latent_dim=64, classes=0):
         super().__init__()
+        self.classes = classes
+        self.label = nn.Embedding.from_pretrained(torch.zeros(classes, 2 * latent_dim), freeze=False) if classes else None
         sizes = [shape[1]]
         for _ in range(3):
             sizes.append(sizes[-1] // 2)                     # 28 -> 14 -> 7 -> 3
@@ -63,17 +65,18 @@ class VAE(nn.Module):
             nn.Flatten(), nn.Linear(math.prod(self.small), 2 * latent_dim))
         odd = [size % 2 for size in sizes]                   # the row that halving dropped: 3 -> 7 -> 14 -> 28
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, math.prod(self.small)), nn.ReLU(), nn.Unflatten(1, self.small),
+            nn.Linear(latent_dim + classes, math.prod(self.small)), nn.ReLU(), nn.Unflatten(1, self.small),
             nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, output_padding=odd[2]), nn.ReLU(),
             nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, output_padding=odd[1]), nn.ReLU(),
             nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1, output_padding=odd[0]))
 
-    def encode(self, x):                                     # (B, C, 28, 28) -> (B, latent), (B, latent)
-        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
+    def encode(self, x, y=None):                             # (B, C, 28, 28) -> (B, latent), (B, latent)
+        h = self.encoder(x).float()
+        mu, logvar = (h + self.label(y) if self.classes else h).chunk(2, dim=1)
         return mu, logvar
 
-    def decode(self, z):                                     # (B, latent) -> (B, C, 28, 28), logits
-        return self.decoder(z)
+    def decode(self, z, y=None):                             # (B, latent) -> (B, C, 28, 28), logits
+        return self.decoder(torch.cat([z, F.one_hot(y, self.classes)], 1) if self.classes else z)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,26 +92,26 @@ def kl_divergence(mu, logvar):
     return 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum(1)
 
 
-def objective(model, x, kl_weight):
+def objective(model, x, y, kl_weight):
     """The negative evidence bound with weight beta on the KL (Higgins et al., 2017), in nats an image: BCE + beta KL.
 
-    x: (B, C, H, W) in [0, 1]; the cross-entropy of a pixel is a likelihood only there. Returns loss, bce, kl."""
-    mu, logvar = model.encode(x)
-    logits = model.decode(reparameterize(mu, logvar)).float()
+    x: (B, C, H, W) in [0, 1]; the cross-entropy of a pixel is a likelihood only there. y: labels (B,). Returns loss, bce, kl."""
+    mu, logvar = model.encode(x, y)
+    logits = model.decode(reparameterize(mu, logvar), y).float()
     bce = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
     kl = kl_divergence(mu, logvar).mean()
     return bce + kl_weight * kl, bce, kl
 
 
 @torch.inference_mode()
-def sample(model, n, args, seed, batch_size=1000):
+def sample(model, n, args, seed, labels=None, batch_size=1000):
     """n images, uint8 (n, C, H, W) on the CPU: codes from the prior N(0, I), decoded to each pixel's mean."""
     generator = torch.Generator(args.device).manual_seed(seed)
     images = torch.empty(n, *args.shape, dtype=torch.uint8)
     for i in range(0, n, batch_size):
         z = torch.randn(min(batch_size, n - i), args.latent_dim, generator=generator, device=args.device)
         with autocast(args):
-            x = model.decode(z).float().sigmoid()
+            x = model.decode(z, labels[i:i + batch_size].to(args.device) if labels is not None else None).float().sigmoid()
         images[i:i + batch_size] = (x * 255).round().to(torch.uint8).cpu()
     return images
 
@@ -123,22 +126,24 @@ def to_model(images):
 
 def build(args):
     """The network that draws the samples, from the settings that model.pt keeps."""
-    return VAE(args.shape, args.latent_dim).to(args.device, memory_format=torch.channels_last)
+    return VAE(args.shape, args.latent_dim, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
 
 
 def train(args):
-    images, _ = data.load(args.data, args.root, args.split)
+    images, labels = data.load(args.data, args.root, args.split)
     args.shape = tuple(images.shape[1:])
-    images = images.to(args.device)
+    if args.classes:
+        args.class_counts = labels.bincount().tolist()
+    images, labels = images.to(args.device), labels.to(args.device)
 
     torch.manual_seed(args.seed)
     model = build(args)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     state = {"model": model, "optimizer": optimizer}
 
-    for step, x in steps(args, images, state, model, preview=lambda: sample(model, 64, args, seed=0)):
+    for step, x, y in steps(args, images, labels, state, model, lambda: sample(model, 64, args, 0, rows_of_types(args))):
         with autocast(args):
-            loss, bce, kl = objective(model, to_model(x), args.kl_weight)
+            loss, bce, kl = objective(model, to_model(x), y, args.kl_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -154,6 +159,8 @@ def add_shared_flags(p):
     g.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     g.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which part to train on and to compare with")
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
+    g.add_argument("--classes", action="store_true", help="learn the labels as a condition")
+    g.add_argument("--label", metavar="NAME", help="the class to draw, a name or number (a model trained with --classes; default: as in the data)")
     g.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="of the weights, the training and --sample")
     g.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
@@ -192,6 +199,9 @@ def device(text):
 
 def parse(p, argv):
     args = p.parse_args(argv)
+    args.class_counts = []
+    if args.label is not None and not args.sample:
+        p.error("--label goes with --sample")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt goes with --sample or --fid-runs")
     if args.dtype == "auto":
@@ -209,8 +219,22 @@ def autocast(args):
 
 def settings(args):
     """What makes a run what it is: model.pt carries it, and --resume goes on only where it is the same."""
-    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta trained".split()
-    return {k: v for k, v in vars(args).items() if k not in other}
+    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta guidance trained classes label".split()
+    return {k: v for k, v in vars(args).items() if k not in other and v != []}
+
+
+def draw_labels(args, n, seed):
+    """The classes of n images, (n,): all --label, else in the proportions of the training data; None for a model without."""
+    if not args.class_counts:
+        return None
+    if args.label is not None:
+        return torch.full((n,), data.class_number(args.label, args.trained["data"], len(args.class_counts)))
+    return torch.tensor(args.class_counts).float().multinomial(n, True, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of_types(args):
+    """Labels of a grid of 64 with a row a class."""
+    return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
 def save(path, write):
@@ -223,9 +247,12 @@ def save(path, write):
     os.replace(tmp, path)
 
 
-def save_grid(path, images):
-    """A .png of up to 64 uint8 images, enlarged."""
-    grid = make_grid(images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+def save_grid(path, images, labels=None):
+    """A .png of up to 64 uint8 images, enlarged; with labels, up to eight of each class in a row of their own."""
+    if labels is not None:
+        rows = [images[labels == k][:8] for k in labels.unique()]
+        images = torch.cat([torch.cat([row, row.new_full((8 - len(row), *row.shape[1:]), 255)]) for row in rows])
+    grid = make_grid(images if labels is not None else images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
     save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
 
 
@@ -271,8 +298,8 @@ def check(epoch):
                 raise ValueError(f"{name} is {value} at epoch {epoch + 1}, step {i}; try a lower --lr, or --resume from the last checkpoint")
 
 
-def steps(args, images, state, net, preview):
-    """Yields (step, batch) for each training step that is left, and between two of them keeps the books: ckpt.pt (state,
+def steps(args, images, labels, state, net, preview):
+    """Yields (step, images, labels) for each training step that is left, and between two of them keeps the books: ckpt.pt (state,
     all that --resume needs), model.pt (net, which draws the samples), samples.png (of preview()), log.csv, the progress."""
     per_epoch, start, rows = math.ceil(len(images) / args.batch_size), 0, []
     records.clear()
@@ -313,11 +340,11 @@ def steps(args, images, state, net, preview):
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
-        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment), 1):
+        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment, labels), 1):
             if i <= done:  # before the resume
                 continue
             step = epoch * per_epoch + i
-            yield step, x
+            yield step, *x
             bar.update()
             if args.device.type == "cpu" or i == per_epoch:  # a look at a GPU's losses waits for them
                 check(epoch)
@@ -360,7 +387,7 @@ def save_curve(args, rows):
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-    fid.benchmark(lambda n, seed: sample(net, n, args, seed), args)
+    fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
 
 
 def main(argv=None):
@@ -368,9 +395,13 @@ def main(argv=None):
     net = load(args) if args.sample or args.ckpt else train(args)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
-        images = sample(net, args.sample, args, args.seed)
-        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy()))
-        save_grid(args.out / "samples.png", images)
+        if args.label is not None and not args.class_counts:
+            raise ValueError(f"--label {args.label}: the model was trained without --classes")
+        labels = draw_labels(args, args.sample, args.seed)
+        images = sample(net, args.sample, args, args.seed, labels)
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
+        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
+        save_grid(args.out / "samples.png", images, None if args.label else labels)
         print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
     if args.fid_runs:
         evaluate(args, net)
@@ -379,6 +410,9 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
+    except argparse.ArgumentTypeError as error:  # a --label that only the model can tell wrong
+        print(f"{MODEL}.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f"{MODEL}.py: {error}")
     except KeyboardInterrupt:

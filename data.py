@@ -97,8 +97,22 @@ def load(data="bloodmnist", root=None, split="all"):
     return images, torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
-def batches(images, batch_size, generator, augment=False):
-    """One epoch: yields uint8 (B, C, H, W) batches on the images' device, every image exactly once, the last batch short.
+def class_number(text, data, classes):
+    """The number of a class of `classes` from itself or from its MedMNIST name (its first letters will do, if no other has
+    them). Raises argparse.ArgumentTypeError."""
+    names = {}
+    if not text.isdigit() and data in NAMES:
+        import medmnist  # the names are its alone; numbers do without it
+        names = {int(k): v for k, v in medmnist.INFO[data]["label"].items() if int(k) < classes}
+    found = [int(text)] if text.isdigit() else [k for k, v in names.items() if v.lower().startswith(text.lower())]
+    if len(found) != 1 or found[0] >= classes:
+        raise argparse.ArgumentTypeError(f"--label {text} is not one of {', '.join(names.values()) or f'0 to {classes - 1}'}")
+    return found[0]
+
+
+def batches(images, batch_size, generator, augment=False, labels=None):
+    """One epoch: yields uint8 (B, C, H, W) batches on the images' device, every image exactly once, the last batch short;
+    with labels (N,) on that device, pairs of a batch and its labels (B,).
 
     generator: a CPU torch.Generator; the same state gives the same epoch.
     augment: each image gets one of the eight flips and quarter turns of the square (a cell has no up or left).
@@ -106,10 +120,11 @@ def batches(images, batch_size, generator, augment=False):
     order = torch.randperm(len(images), generator=generator)
     turns = torch.rand(3, len(images), generator=generator) < 0.5 if augment else None
     for i in range(0, len(images), batch_size):
-        x = images[order[i:i + batch_size].to(images.device)]
+        chosen = order[i:i + batch_size].to(images.device)
+        x = images[chosen]
         if augment:
             across, down, swap = turns[:, i:i + batch_size, None, None, None].to(images.device)
             x = torch.where(across, x.flip(3), x)
             x = torch.where(down, x.flip(2), x)
             x = torch.where(swap, x.transpose(2, 3), x)
-        yield x
+        yield x if labels is None else (x, labels[chosen])

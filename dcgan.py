@@ -50,8 +50,10 @@ def get_args(argv=None):
 class Generator(nn.Module):
     """Code (B, latent) -> image (B, C, 28, 28) in [-1, 1]."""
 
-    def __init__(self, shape=(3, 28, 28), latent_dim=100):
+    def __init__(self, shape=(3, 28, 28), latent_dim=100, classes=0):
         super().__init__()
+        self.classes = classes
+        latent_dim = latent_dim + classes                    # the label, one-hot, is a part of the code
         sizes = [shape[1] // 2 ** k for k in (3, 2, 1, 0)]   # 3, 7, 14, 28
         layers = [nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 256, sizes[0], bias=False), nn.BatchNorm2d(256), nn.ReLU()]
         for a, b, size in zip((256, 128, 64), (128, 64, 32), sizes[1:]):
@@ -59,28 +61,32 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(32, shape[0], 3, padding=1), nn.Tanh())
         self.apply(init)
 
-    def forward(self, z):
-        return self.layers(z)
+    def forward(self, z, y=None):
+        return self.layers(torch.cat([z, F.one_hot(y, self.classes)], 1) if self.classes else z)
 
 
 class Discriminator(nn.Module):
-    """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real."""
+    """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato & Koyama, 2018)."""
 
-    def __init__(self, shape=(3, 28, 28)):
+    def __init__(self, shape=(3, 28, 28), classes=0):
         super().__init__()
         layers = []
         for a, b in zip((shape[0], 32, 64, 128), (32, 64, 128, 256)):
             layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.BatchNorm2d(b) if a > 3 else nn.Identity(), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * (shape[1] // 16) ** 2, 1))
+        width = 256 * (shape[1] // 16) ** 2
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 1))
+        self.label = nn.Embedding(classes, width) if classes else None
         self.apply(init)
 
-    def forward(self, x):
-        return self.layers(x)[:, 0]
+    def forward(self, x, y=None):
+        h = self.layers[:-1](x)
+        logit = self.layers[-1](h)[:, 0]
+        return logit + (self.label(y) * h).sum(1) if self.label else logit
 
 
 def init(module):
     """Weights from N(0, 0.02), Radford et al. sec. 4."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, 0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1, 0.02)
@@ -102,7 +108,7 @@ def generator_loss(fake_logits):
 
 
 @torch.inference_mode()
-def sample(generator, n, args, seed, batch_size=1000):
+def sample(generator, n, args, seed, labels=None, batch_size=1000):
     """n images, uint8 (n, C, H, W) on the CPU: the generator on codes from N(0, I), with BatchNorm's running statistics."""
     rng = torch.Generator(args.device).manual_seed(seed)
     images = torch.empty(n, *args.shape, dtype=torch.uint8)
@@ -111,7 +117,7 @@ def sample(generator, n, args, seed, batch_size=1000):
     for i in range(0, n, batch_size):
         z = torch.randn(min(batch_size, n - i), args.latent_dim, generator=rng, device=args.device)
         with autocast(args):
-            x = generator(z).float()
+            x = generator(z, labels[i:i + batch_size].to(args.device) if labels is not None else None).float()
         images[i:i + batch_size] = ((x + 1) * 127.5).round().to(torch.uint8).cpu()
     generator.train(training)
     return images
@@ -127,31 +133,33 @@ def to_model(images):
 
 def build(args):
     """The network that draws the samples, from the settings that model.pt keeps."""
-    return Generator(args.shape, args.latent_dim).to(args.device, memory_format=torch.channels_last)
+    return Generator(args.shape, args.latent_dim, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
 
 
 def train(args):
-    images, _ = data.load(args.data, args.root, args.split)
+    images, labels = data.load(args.data, args.root, args.split)
     args.shape = tuple(images.shape[1:])
-    images = images.to(args.device)
+    if args.classes:
+        args.class_counts = labels.bincount().tolist()
+    images, labels = images.to(args.device), labels.to(args.device)
 
     torch.manual_seed(args.seed)
-    generator, discriminator = build(args), Discriminator(args.shape).to(args.device, memory_format=torch.channels_last)
+    generator, discriminator = build(args), Discriminator(args.shape, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=(0.5, 0.999), fused=True)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.lr, betas=(0.5, 0.999), fused=True)
     state = {"model": generator, "discriminator": discriminator, "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}
 
-    for step, x in steps(args, images, state, generator, preview=lambda: sample(generator, 64, args, seed=0)):
+    for step, x, y in steps(args, images, labels, state, generator, lambda: sample(generator, 64, args, 0, rows_of_types(args))):
         real, noise = to_model(x), lambda: torch.randn(len(x), args.latent_dim, device=args.device)
         with autocast(args):
-            fake = generator(noise()).detach()
-            d_loss = discriminator_loss(discriminator(real).float(), discriminator(fake).float(), args.label_smoothing)
+            fake = generator(noise(), y).detach()
+            d_loss = discriminator_loss(discriminator(real, y).float(), discriminator(fake, y).float(), args.label_smoothing)
         d_optimizer.zero_grad()
         d_loss.backward()
         d_optimizer.step()
         for _ in range(args.g_steps):
             with autocast(args):
-                g_loss = generator_loss(discriminator(generator(noise())).float())
+                g_loss = generator_loss(discriminator(generator(noise(), y), y).float())
             g_optimizer.zero_grad()
             g_loss.backward()
             g_optimizer.step()
@@ -167,6 +175,8 @@ def add_shared_flags(p):
     g.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     g.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which part to train on and to compare with")
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
+    g.add_argument("--classes", action="store_true", help="learn the labels as a condition")
+    g.add_argument("--label", metavar="NAME", help="the class to draw, a name or number (a model trained with --classes; default: as in the data)")
     g.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="of the weights, the training and --sample")
     g.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
@@ -205,6 +215,9 @@ def device(text):
 
 def parse(p, argv):
     args = p.parse_args(argv)
+    args.class_counts = []
+    if args.label is not None and not args.sample:
+        p.error("--label goes with --sample")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt goes with --sample or --fid-runs")
     if args.dtype == "auto":
@@ -222,8 +235,22 @@ def autocast(args):
 
 def settings(args):
     """What makes a run what it is: model.pt carries it, and --resume goes on only where it is the same."""
-    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta trained".split()
-    return {k: v for k, v in vars(args).items() if k not in other}
+    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta guidance trained classes label".split()
+    return {k: v for k, v in vars(args).items() if k not in other and v != []}
+
+
+def draw_labels(args, n, seed):
+    """The classes of n images, (n,): all --label, else in the proportions of the training data; None for a model without."""
+    if not args.class_counts:
+        return None
+    if args.label is not None:
+        return torch.full((n,), data.class_number(args.label, args.trained["data"], len(args.class_counts)))
+    return torch.tensor(args.class_counts).float().multinomial(n, True, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of_types(args):
+    """Labels of a grid of 64 with a row a class."""
+    return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
 def save(path, write):
@@ -236,9 +263,12 @@ def save(path, write):
     os.replace(tmp, path)
 
 
-def save_grid(path, images):
-    """A .png of up to 64 uint8 images, enlarged."""
-    grid = make_grid(images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+def save_grid(path, images, labels=None):
+    """A .png of up to 64 uint8 images, enlarged; with labels, up to eight of each class in a row of their own."""
+    if labels is not None:
+        rows = [images[labels == k][:8] for k in labels.unique()]
+        images = torch.cat([torch.cat([row, row.new_full((8 - len(row), *row.shape[1:]), 255)]) for row in rows])
+    grid = make_grid(images if labels is not None else images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
     save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
 
 
@@ -284,8 +314,8 @@ def check(epoch):
                 raise ValueError(f"{name} is {value} at epoch {epoch + 1}, step {i}; try a lower --lr, or --resume from the last checkpoint")
 
 
-def steps(args, images, state, net, preview):
-    """Yields (step, batch) for each training step that is left, and between two of them keeps the books: ckpt.pt (state,
+def steps(args, images, labels, state, net, preview):
+    """Yields (step, images, labels) for each training step that is left, and between two of them keeps the books: ckpt.pt (state,
     all that --resume needs), model.pt (net, which draws the samples), samples.png (of preview()), log.csv, the progress."""
     per_epoch, start, rows = math.ceil(len(images) / args.batch_size), 0, []
     records.clear()
@@ -326,11 +356,11 @@ def steps(args, images, state, net, preview):
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
-        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment), 1):
+        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment, labels), 1):
             if i <= done:  # before the resume
                 continue
             step = epoch * per_epoch + i
-            yield step, x
+            yield step, *x
             bar.update()
             if args.device.type == "cpu" or i == per_epoch:  # a look at a GPU's losses waits for them
                 check(epoch)
@@ -373,7 +403,7 @@ def save_curve(args, rows):
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-    fid.benchmark(lambda n, seed: sample(net, n, args, seed), args)
+    fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
 
 
 def main(argv=None):
@@ -381,9 +411,13 @@ def main(argv=None):
     net = load(args) if args.sample or args.ckpt else train(args)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
-        images = sample(net, args.sample, args, args.seed)
-        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy()))
-        save_grid(args.out / "samples.png", images)
+        if args.label is not None and not args.class_counts:
+            raise ValueError(f"--label {args.label}: the model was trained without --classes")
+        labels = draw_labels(args, args.sample, args.seed)
+        images = sample(net, args.sample, args, args.seed, labels)
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
+        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
+        save_grid(args.out / "samples.png", images, None if args.label else labels)
         print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
     if args.fid_runs:
         evaluate(args, net)
@@ -392,6 +426,9 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
+    except argparse.ArgumentTypeError as error:  # a --label that only the model can tell wrong
+        print(f"{MODEL}.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f"{MODEL}.py: {error}")
     except KeyboardInterrupt:

@@ -45,6 +45,7 @@ def get_args(argv=None):
     add_shared_flags(p)
     g = p.add_argument_group("sampling")
     g.add_argument("--steps", type=number(int, 1), help="network evaluations of the DDIM sampler; without it all T steps of ancestral sampling")
+    g.add_argument("--guidance", type=number(float, 0), default=0.0, help="of a model with --classes: how far to move from any image towards the class's")
     g.add_argument("--eta", type=number(float, 0, 1), default=0.0, help="noise that DDIM adds: 0 none, 1 as much as ancestral sampling")
     args = parse(p, argv)
     if args.steps and args.steps > args.timesteps:
@@ -78,8 +79,9 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self, channels=3, depth="deeper"):
+    def __init__(self, channels=3, depth="deeper", classes=0):
         super().__init__()
+        self.label = nn.Embedding.from_pretrained(torch.zeros(classes + 1, EMBED), freeze=False) if classes else None  # the last: no label
         *widths, bottom = WIDTHS[depth]
         self.embed = nn.Sequential(nn.Linear(widths[0], EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED), nn.SiLU())
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
@@ -90,8 +92,9 @@ class UNet(nn.Module):
         self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1))
         nn.init.zeros_(self.head[-1].weight)
 
-    def forward(self, x, t):                              # x: (B, C, 28, 28), t: (B,)
+    def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
         t = self.embed(timestep_embedding(t, self.stem.out_channels))
+        t = t + self.label(y) if self.label else t
         x, skips = self.stem(x), []
         for block in self.down:                           # 28 -> 14 -> 7 -> 4
             x = block(x, t)
@@ -170,18 +173,27 @@ class Diffusion:
         return x
 
 
+def guided(model, y, w):
+    """epsilon for the class, w times further away from the epsilon for any image: (1 + w) e(x, y) - w e(x), Ho & Salimans 2022."""
+    if w == 0:
+        return lambda x, t: model(x, t, y)
+    none = torch.full_like(y, model.label.num_embeddings - 1)
+    return lambda x, t: (1 + w) * model(x, t, y).float() - w * model(x, t, none).float()
+
+
 @torch.inference_mode()
-def sample(model, n, args, seed, n_steps=None, batch_size=500):
+def sample(model, n, args, seed, labels=None, n_steps=None, batch_size=500):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. n_steps: DDIM's, else --steps, else ancestral sampling."""
-    n_steps = n_steps or args.steps
+    n_steps = min(n_steps or args.steps or 0, args.timesteps)
     diffusion = Diffusion(args.timesteps, args.schedule, args.device)
     generator = torch.Generator(args.device).manual_seed(seed)
     images = torch.empty(n, *args.shape, dtype=torch.uint8)
     for i in tqdm(range(0, n, batch_size), desc="sampling", disable=not sys.stderr.isatty() or n <= 64, leave=False):
         x = torch.randn(min(batch_size, n - i), *args.shape, generator=generator, device=args.device)
         x = x.contiguous(memory_format=torch.channels_last)
+        net = guided(model, labels[i:i + batch_size].to(args.device), args.guidance) if labels is not None else model
         with autocast(args):
-            x = diffusion.ddim(model, x, generator, n_steps, args.eta) if n_steps else diffusion.ancestral(model, x, generator)
+            x = diffusion.ddim(net, x, generator, n_steps, args.eta) if n_steps else diffusion.ancestral(net, x, generator)
         images[i:i + batch_size] = from_model(x).cpu()
     return images
 
@@ -201,13 +213,15 @@ def from_model(x):
 
 def build(args):
     """The network that draws the samples, from the settings that model.pt keeps."""
-    return UNet(args.shape[0], args.depth).to(args.device, memory_format=torch.channels_last)
+    return UNet(args.shape[0], args.depth, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
 
 
 def train(args):
-    images, _ = data.load(args.data, args.root, args.split)
+    images, labels = data.load(args.data, args.root, args.split)
     args.shape = tuple(images.shape[1:])
-    images = images.to(args.device)
+    if args.classes:
+        args.class_counts = labels.bincount().tolist()
+    images, labels = images.to(args.device), labels.to(args.device)
 
     torch.manual_seed(args.seed)
     diffusion = Diffusion(args.timesteps, args.schedule, args.device)
@@ -216,9 +230,11 @@ def train(args):
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     state = {"model": model, "ema": ema, "optimizer": optimizer}
 
-    for step, x in steps(args, images, state, ema, preview=lambda: sample(ema, 64, args, seed=0, n_steps=min(20, args.timesteps))):
+    for step, x, y in steps(args, images, labels, state, ema, lambda: sample(ema, 64, args, 0, rows_of_types(args), n_steps=20)):
+        if args.classes:  # one in ten learns without its label, for --guidance
+            y = torch.where(torch.rand(len(y), device=y.device) < 0.1, len(args.class_counts), y)
         with autocast(args):
-            loss = diffusion.loss(model, to_model(x))
+            loss = diffusion.loss(lambda x, t: model(x, t, y), to_model(x))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -240,6 +256,8 @@ def add_shared_flags(p):
     g.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     g.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which part to train on and to compare with")
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
+    g.add_argument("--classes", action="store_true", help="learn the labels as a condition")
+    g.add_argument("--label", metavar="NAME", help="the class to draw, a name or number (a model trained with --classes; default: as in the data)")
     g.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="of the weights, the training and --sample")
     g.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
@@ -278,6 +296,9 @@ def device(text):
 
 def parse(p, argv):
     args = p.parse_args(argv)
+    args.class_counts = []
+    if args.label is not None and not args.sample:
+        p.error("--label goes with --sample")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt goes with --sample or --fid-runs")
     if args.dtype == "auto":
@@ -295,8 +316,22 @@ def autocast(args):
 
 def settings(args):
     """What makes a run what it is: model.pt carries it, and --resume goes on only where it is the same."""
-    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta trained".split()
-    return {k: v for k, v in vars(args).items() if k not in other}
+    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta guidance trained classes label".split()
+    return {k: v for k, v in vars(args).items() if k not in other and v != []}
+
+
+def draw_labels(args, n, seed):
+    """The classes of n images, (n,): all --label, else in the proportions of the training data; None for a model without."""
+    if not args.class_counts:
+        return None
+    if args.label is not None:
+        return torch.full((n,), data.class_number(args.label, args.trained["data"], len(args.class_counts)))
+    return torch.tensor(args.class_counts).float().multinomial(n, True, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of_types(args):
+    """Labels of a grid of 64 with a row a class."""
+    return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
 def save(path, write):
@@ -309,9 +344,12 @@ def save(path, write):
     os.replace(tmp, path)
 
 
-def save_grid(path, images):
-    """A .png of up to 64 uint8 images, enlarged."""
-    grid = make_grid(images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+def save_grid(path, images, labels=None):
+    """A .png of up to 64 uint8 images, enlarged; with labels, up to eight of each class in a row of their own."""
+    if labels is not None:
+        rows = [images[labels == k][:8] for k in labels.unique()]
+        images = torch.cat([torch.cat([row, row.new_full((8 - len(row), *row.shape[1:]), 255)]) for row in rows])
+    grid = make_grid(images if labels is not None else images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
     save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
 
 
@@ -357,8 +395,8 @@ def check(epoch):
                 raise ValueError(f"{name} is {value} at epoch {epoch + 1}, step {i}; try a lower --lr, or --resume from the last checkpoint")
 
 
-def steps(args, images, state, net, preview):
-    """Yields (step, batch) for each training step that is left, and between two of them keeps the books: ckpt.pt (state,
+def steps(args, images, labels, state, net, preview):
+    """Yields (step, images, labels) for each training step that is left, and between two of them keeps the books: ckpt.pt (state,
     all that --resume needs), model.pt (net, which draws the samples), samples.png (of preview()), log.csv, the progress."""
     per_epoch, start, rows = math.ceil(len(images) / args.batch_size), 0, []
     records.clear()
@@ -399,11 +437,11 @@ def steps(args, images, state, net, preview):
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
-        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment), 1):
+        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment, labels), 1):
             if i <= done:  # before the resume
                 continue
             step = epoch * per_epoch + i
-            yield step, x
+            yield step, *x
             bar.update()
             if args.device.type == "cpu" or i == per_epoch:  # a look at a GPU's losses waits for them
                 check(epoch)
@@ -446,7 +484,7 @@ def save_curve(args, rows):
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-    fid.benchmark(lambda n, seed: sample(net, n, args, seed), args)
+    fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
 
 
 def main(argv=None):
@@ -454,9 +492,13 @@ def main(argv=None):
     net = load(args) if args.sample or args.ckpt else train(args)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
-        images = sample(net, args.sample, args, args.seed)
-        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy()))
-        save_grid(args.out / "samples.png", images)
+        if args.label is not None and not args.class_counts:
+            raise ValueError(f"--label {args.label}: the model was trained without --classes")
+        labels = draw_labels(args, args.sample, args.seed)
+        images = sample(net, args.sample, args, args.seed, labels)
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
+        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
+        save_grid(args.out / "samples.png", images, None if args.label else labels)
         print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
     if args.fid_runs:
         evaluate(args, net)
@@ -465,6 +507,9 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
+    except argparse.ArgumentTypeError as error:  # a --label that only the model can tell wrong
+        print(f"{MODEL}.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f"{MODEL}.py: {error}")
     except KeyboardInterrupt:

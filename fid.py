@@ -3,6 +3,7 @@
     python fid.py bloodmnist samples.npz                    two sets: names, .npz files or folders of images
     python fid.py A B --dims 768 --weights inception.pth    with a file of Inception's weights
     python fid.py bloodmnist                                the floor: real images against other real images
+    python fid.py samples.npz bloodmnist --neighbours       does a generator hand out its training images?
 
 Each set of images becomes a Gaussian over Inception features, and the FID is the distance between the two Gaussians.
 The features equal pytorch-fid's. Images come in one range only: uint8, or floats in [0, 1].
@@ -318,7 +319,25 @@ def floors(args):
     return {"floors": {k: {"fid": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, "runs": v} for k, v in found.items()}}
 
 
-def main():
+def neighbours(args):
+    """Does set A hand out training images? The distance, in features, from each image of A to the nearest image of B's train
+    part, beside the same for the real images of B's test part. Writes the eight closest pairs to <cache>/neighbours.png."""
+    images, (train, _), (test, _) = read_images(args.a, args.root), *(data.load(args.b, args.root, split) for split in ("train", "test"))
+    a = torch.from_numpy(features(images, args.dims, args.weights, args.device))
+    b, held_out = (torch.from_numpy(kept_features(x, args.dims, args.weights, args.device, args.cache)) for x in (train, test))
+    (near, which), (usual, _) = (torch.cdist(x, b).min(1) for x in (a, held_out))
+    closest = near.argsort()[:8]
+    pairs = torch.cat([images[closest], train[which[closest]]]).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    grid = torchvision.utils.make_grid(pairs, 8, padding=3, pad_value=255).permute(1, 2, 0).numpy()
+    Path(args.cache).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid).save(Path(args.cache) / "neighbours.png")
+    quantiles = torch.tensor([0.01, 0.1, 0.5])
+    return {"distance to the nearest training image at the quantiles 0.01, 0.1, 0.5": {"generated": near.quantile(quantiles).tolist(), "held-out real": usual.quantile(quantiles).tolist()},
+            "share of the generated nearer than 0.99 of the held-out (0.01 if nothing is copied)": (near < usual.quantile(quantiles[0])).float().mean().item(),
+            "pixel-identical to a training image": sum(bool((train == x).flatten(1).all(1).any()) for x in images)}
+
+
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("a", metavar="A", help="a MedMNIST name, an .npz file or a folder of images")
     p.add_argument("b", metavar="B", nargs="?", help="the set to compare with; without it the floor of A, a data set with splits")
@@ -327,11 +346,15 @@ def main():
     p.add_argument("--device", help="cpu, cuda, ...; the best there is if not given")
     p.add_argument("--root", help="folder of the MedMNIST files; else $MEDMNIST_ROOT, else ~/.medmnist")
     p.add_argument("--images", type=int, default=10000, metavar="N", help="images on each side of the floor, half of A at most")
-    p.add_argument("--cache", default="out", metavar="DIR", help="where the features for the floor are kept")
+    p.add_argument("--cache", default="out", metavar="DIR", help="where the features of real images are kept")
+    p.add_argument("--neighbours", action="store_true", help="does A copy from B's train part? in comparison with B's test part")
     p.add_argument("--json", action="store_true", help="print all that there is to know, as JSON")
-    args = p.parse_args()
-    about = {"dims": args.dims, "weights": Path(args.weights).name, "command": " ".join(["python", "fid.py", *sys.argv[1:]])}
-    if args.b is None:
+    args = p.parse_args(argv)
+    about = {"dims": args.dims, "weights": Path(args.weights).name, "command": " ".join(["python", "fid.py", *(argv or sys.argv[1:])])}
+    if args.neighbours:
+        result = neighbours(args)
+        lines = [f"{k}: {v}" for k, v in result.items()] + [f"{args.cache}/neighbours.png: the closest, over their nearest training images"]
+    elif args.b is None:
         result = floors(args)
         lines = [f"FID {v['fid']:.4g} ± {v['std']:.2g}  {k}" for k, v in result["floors"].items()]
     else:

@@ -38,6 +38,7 @@ SCRIPTS = [cvae, dcgan, ddpm]
 SMALL = {cvae: [], dcgan: ["--g-steps", "1"], ddpm: ["--depth", "baseline", "--timesteps", "6", "--steps", "4"]}
 ROOT = Path(os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
 needs_data = pytest.mark.skipif(not (ROOT / "bloodmnist.npz").is_file(), reason=f"no bloodmnist.npz in {ROOT}; set MEDMNIST_ROOT")
+pytestmark = pytest.mark.filterwarnings("ignore:.*the covariance is singular", "ignore:The `disp` argument")
 needs_weights = pytest.mark.skipif(not os.environ.get("FID_WEIGHTS"), reason="no Inception weights; set FID_WEIGHTS to a file")
 
 
@@ -270,7 +271,7 @@ def test_cvae_objective_is_the_bernoulli_likelihood_and_beta_kl():
     torch.manual_seed(0)
     net, x = cvae.VAE(), (torch.rand(5, 3, 28, 28) > 0.5).float()
     torch.manual_seed(1)
-    loss, bce, kl = cvae.objective(net, x, kl_weight=0.3)
+    loss, bce, kl = cvae.objective(net, x, None, kl_weight=0.3)
     torch.manual_seed(1)
     mu, logvar = net.encode(x)
     logits = net.decode(cvae.reparameterize(mu, logvar))
@@ -417,11 +418,11 @@ def test_train_sample_and_measure(script, tmp_path, small, inception_file):
     for spoil in (lambda: None, lambda: kept.write_bytes(kept.read_bytes()[:100])):
         spoil()
         (out / "fid.json").unlink()
-        run(script, *common, "--ckpt", out / "model.pt", *measure)
+        script.main([str(a) for a in (*common, "--ckpt", out / "model.pt", *measure)])
         assert [r["fid"] for r in json.loads((out / "fid.json").read_text())["runs"]] == pytest.approx(values, rel=1e-6)
     assert np.load(kept).shape == (112, 64)
 
-    run(script, "--sample", 10, "--out", out, "--device", "cpu", "--seed", 5, *SMALL[script])
+    script.main(["--sample", "10", "--out", str(out), "--device", "cpu", "--seed", "5", *SMALL[script]])
     with np.load(out / "samples.npz") as file:
         drawn = file["images"]
     assert drawn.shape == (10, 28, 28, 3) and drawn.dtype == np.uint8
@@ -469,9 +470,8 @@ def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
-    common = ["--data", small, "--out", tmp_path / "x", "--device", "cpu", *SMALL[script]]
-    done = run(script, *common, "--lr", "1e30", "--epochs", 9, check=False)
-    one_line(done, 1, "at epoch", "step")
+    with pytest.raises(ValueError, match="(nan|inf) at epoch 1, step"):
+        script.main(["--data", small, "--out", str(tmp_path / "x"), "--device", "cpu", *SMALL[script], "--lr", "1e30", "--batch-size", "16", "--epochs", "9"])
     assert not (tmp_path / "x" / "model.pt").exists()
 
 
@@ -508,6 +508,52 @@ def test_files_that_are_no_checkpoints(tmp_path, small, inception_file):
     assert not (tmp_path / "boom").exists()
     one_line(run(cvae, "--sample", 4, "--out", tmp_path / "nothing", check=False), 1, "train first")
     one_line(run(cvae, "--data", "no.npz", "--out", tmp_path / "nothing", check=False), 1, "no.npz")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_classes(script, tmp_path, small, capsys):
+    """Labels reach the network and the files: drawn in the data's proportions, or all of one class."""
+    common = ["--out", str(tmp_path), "--device", "cpu"]
+    script.main(["--data", small, "--epochs", "3", "--lr", "1e-3", "--classes", *common, *SMALL[script]])
+    counts = data.load(small)[1].bincount().tolist()
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["settings"]["class_counts"] == counts
+
+    def draw(*flags):
+        script.main(["--sample", "160", *flags, *common, *SMALL[script]])
+        with np.load(tmp_path / "samples.npz") as file:
+            return file["images"], file["labels"]
+    images, labels = draw()
+    assert images.shape == (160, 28, 28, 3) and labels.shape == (160, 1)
+    assert stats.chisquare(np.bincount(labels[:, 0], minlength=8), 160 * np.array(counts) / sum(counts)).pvalue > 1e-3
+    three, labels = draw("--label", "3")
+    assert (labels == 3).all() and not np.array_equal(three, draw("--label", "5")[0])
+    for wrong in ("8", "neutrophil"):  # the set is a file: its classes have no names
+        with pytest.raises(argparse.ArgumentTypeError, match="0 to 7"):
+            draw("--label", wrong)
+
+
+def test_guidance_moves_away_from_no_label():
+    torch.manual_seed(0)
+    net, x, t, y = ddpm.UNet(1, "baseline", classes=8), torch.randn(3, 1, 28, 28), torch.arange(3), torch.tensor([1, 2, 3])
+    for p in net.parameters():
+        nn.init.normal_(p, 0, 0.1)
+    with torch.no_grad():
+        one, none = net(x, t, y), net(x, t, torch.full_like(y, 8))
+        torch.testing.assert_close(ddpm.guided(net, y, 0.0)(x, t), one)
+        torch.testing.assert_close(ddpm.guided(net, y, 2.0)(x, t), one + 2 * (one - none))
+
+
+def test_class_names():
+    assert data.class_number("6", "bloodmnist", 8) == data.class_number("neutrophil", "bloodmnist", 8) == data.class_number("Neutro", "bloodmnist", 8) == 6
+    for wrong in ("8", "-1", "cat", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="basophil|0 to 7"):
+            data.class_number(wrong, "bloodmnist", 8)
+
+
+def test_an_epoch_pairs_images_with_their_labels():
+    images, labels = torch.arange(200).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4).to(torch.uint8), torch.arange(200)
+    for x, y in data.batches(images, 32, torch.Generator().manual_seed(0), True, labels):
+        assert torch.equal(x[:, 0, 0, 0].long(), y)
 
 
 # ---- fid.py ---------------------------------------------------------------------------------------------------------
@@ -621,29 +667,54 @@ def test_too_few_images_are_warned_of(recwarn):
         fid.statistics(np.zeros((1, 10)))
 
 
-def test_fid_command(tmp_path, small, inception_file):
+def test_fid_command(tmp_path, small, inception_file, capsys):
     with np.load(small) as file:
         images = file["train_images"]
     np.savez(tmp_path / "samples.npz", images=255 - images[:40])
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(images[:40]):
         Image.fromarray(image).save(tmp_path / "folder" / f"{i:03}.png")
-    common = ["--dims", 64, "--weights", inception_file, "--device", "cpu"]
-    value = json.loads(run(fid, tmp_path / "folder", tmp_path / "samples.npz", *common, "--json").stdout)
+    common = ["--dims", "64", "--weights", inception_file, "--device", "cpu"]
+
+    def printed(*argv):
+        fid.main([str(a) for a in (*argv, *common)])
+        return capsys.readouterr().out
+    value = json.loads(printed(tmp_path / "folder", tmp_path / "samples.npz", "--json"))
     assert value["fid"] == pytest.approx(fid.fid(images[:40], 255 - images[:40], 64, inception_file, "cpu"), rel=1e-4) and value["images"] == [40, 40]
-    assert re.fullmatch(r"FID [\d.]+\n", run(fid, small, tmp_path / "samples.npz", *common).stdout)
-    floors = json.loads(run(fid, small, *common, "--images", 40, "--cache", tmp_path, "--json").stdout)["floors"]
+
+    floors = json.loads(printed(small, "--images", 40, "--cache", tmp_path, "--json"))["floors"]
     kept = fid.features(data.load(small)[0], 64, inception_file, "cpu")
     assert floors["train part (96) against test part (8)"]["fid"] == pytest.approx(fid.frechet_distance(*fid.statistics(kept[:96]), *fid.statistics(kept[104:])), rel=1e-3)
     order = np.random.default_rng(100).permutation(112)
     half = fid.frechet_distance(*fid.statistics(kept[order[:56]]), *fid.statistics(kept[order[56:]]))
     assert floors["two disjoint draws of 56"]["runs"][0] == pytest.approx(half, rel=1e-3) and len(floors["two disjoint draws of 40"]["runs"]) == 5
+
     (tmp_path / "empty").mkdir()
-    one_line(run(fid, tmp_path / "empty", small, *common, check=False), 1, "no .png")
+    with pytest.raises(ValueError, match="no .png"):
+        printed(tmp_path / "empty", small)
     (tmp_path / "empty" / "x.png").write_bytes(b"no picture")
-    one_line(run(fid, tmp_path / "empty", small, *common, check=False), 1, "x.png")
+    with pytest.raises(ValueError, match="x.png"):
+        printed(tmp_path / "empty", small)
+    assert re.fullmatch(r"FID [\d.]+\n", run(fid, small, tmp_path / "samples.npz", *common).stdout)
     one_line(run(fid, small, "cells", *common, check=False), 1, "cells")
-    one_line(run(fid, small, small, "--dims", 65, check=False), 2, "--dims")
+    with pytest.raises(SystemExit, match="2"):
+        printed(small, small, "--dims", 65)
+
+
+def test_neighbours_find_copies(tmp_path, inception_file, capsys):
+    real = fake_set(tmp_path / "real.npz", n=(96, 8, 100), seed=3)
+    train, made = data.load(real, split="train")[0], data.load(fake_set(tmp_path / "made.npz", seed=9))[0]
+    flags = [real, "--neighbours", "--dims", "64", "--weights", inception_file, "--device", "cpu", "--cache", str(tmp_path), "--json"]
+    shares = []
+    for images in (made[:50], torch.cat([made[:25], train[:25]])):
+        np.savez(tmp_path / "a.npz", images=images.permute(0, 2, 3, 1).numpy())
+        fid.main([str(tmp_path / "a.npz"), *flags])
+        result = json.loads(capsys.readouterr().out)
+        shares.append((result["pixel-identical to a training image"], next(v for k, v in result.items() if k.startswith("share"))))
+    assert shares[0][0] == 0 and shares[0][1] < 0.2
+    assert shares[1][0] == 25 and shares[1][1] >= 0.5
+    with Image.open(tmp_path / "neighbours.png") as picture:
+        assert picture.size == (8 * 87 + 3, 2 * 87 + 3)
 
 
 @needs_data
@@ -651,10 +722,10 @@ def test_fid_command(tmp_path, small, inception_file):
 def test_real_cells_are_near_each_other_and_far_from_noise():
     images, _ = data.load(root=ROOT)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    noise = torch.randint(0, 256, (400, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    a, b, c = (fid.statistics(fid.features(x, 768, os.environ["FID_WEIGHTS"])) for x in (images[order[:600]], images[order[600:1200]], noise))
+    noise = torch.randint(0, 256, (200, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    a, b, c = (fid.statistics(fid.features(x, 768, os.environ["FID_WEIGHTS"])) for x in (images[order[:400]], images[order[400:800]], noise))
     near, far = fid.frechet_distance(*a, *b), fid.frechet_distance(*a, *c)
-    assert near < 0.15 and far > 10 * near
+    assert near < 0.3 and far > 10 * near  # 400 images leave a bias; all of them give 0.005
 
 
 # ---- bench.sh and the repository -------------------------------------------------------------------------------------------------
