@@ -8,7 +8,8 @@
 #   RETRAIN=1 bash bench.sh   train anew for each of the five runs: the ± is then the spread of training too
 #
 # Settings come from the environment, each a flag of the scripts: ROOT DATA SPLIT DEVICE EPOCHS DIMS WEIGHTS FID_RUNS
-# FID_SAMPLES, and STEPS for the DDPM's sampler. OUT is the folder of the results (out), PYTHON the interpreter (python).
+# FID_SAMPLES; SAMPLER holds flags for the DDPM's sampling ("--steps 50"; without it all steps, many hours on a CPU).
+# OUT is the folder of the results (out), PYTHON the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -16,8 +17,8 @@ mode=${1:-all}
 PYTHON=${PYTHON:-python} OUT=${OUT:-out}
 case $mode in
   all|tables|report) ;;
-  quick) OUT=$OUT/quick SPLIT=${SPLIT:-val} EPOCHS=${EPOCHS:-2} FID_RUNS=${FID_RUNS:-2} FID_SAMPLES=${FID_SAMPLES:-200} STEPS=${STEPS:-10} ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  quick) OUT=$OUT/quick SPLIT=${SPLIT:-val} EPOCHS=${EPOCHS:-2} FID_RUNS=${FID_RUNS:-2} FID_SAMPLES=${FID_SAMPLES:-200} SAMPLER=${SAMPLER:---steps 10} ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 shared=(--dims "${DIMS:-2048}" --weights "${WEIGHTS:-fid}" --fid-samples "${FID_SAMPLES:-10000}")
@@ -35,7 +36,7 @@ run() {
   fi
   local flags=("${shared[@]}" --fid-runs "${FID_RUNS:-5}" "$@" --out "$out")
   [ ! -f "$out/ckpt.pt" ] || flags+=(--resume)
-  [ "$script" != ddpm ] || [ -z "${STEPS:-}" ] || flags+=(--steps "$STEPS")
+  [ "$script" != ddpm ] || flags+=(${SAMPLER:-})
   echo "== $PYTHON $script.py ${flags[*]}"
   "$PYTHON" "$script.py" "${flags[@]}"
 }
@@ -67,7 +68,7 @@ PY
 
 # picture: $OUT/cells.png, 32 real cells over 32 of each model, at one scale
 picture() {
-  "$PYTHON" - "$OUT" "${DATA:-bloodmnist}" "${ROOT:-}" "${DEVICE:-auto}" "${STEPS:-50}" <<'PY'
+  "$PYTHON" - "$OUT" "${DATA:-bloodmnist}" "${ROOT:-}" "${DEVICE:-auto}" "${SAMPLER:---steps 50}" <<'PY'
 import importlib, sys
 from pathlib import Path
 import numpy as np, torch
@@ -79,8 +80,8 @@ images = data.load(name, root)[0]
 rows = {"real": images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:32]].permute(0, 2, 3, 1).numpy()}
 for model in ("cvae", "dcgan", "ddpm"):
     if (out / model / "model.pt").is_file():
-        steps = ["--steps", sys.argv[5]] if model == "ddpm" else []
-        importlib.import_module(model).main(["--sample", "32", "--out", str(out / model), "--device", sys.argv[4], *steps])
+        sampler = sys.argv[5].split() if model == "ddpm" else []
+        importlib.import_module(model).main(["--sample", "32", "--out", str(out / model), "--device", sys.argv[4], *sampler])
         with np.load(out / model / "samples.npz") as file:
             rows[model] = file["images"][:32]
 n, scale, margin = rows["real"].shape[1], 2, 48

@@ -468,6 +468,22 @@ def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script
         script.main(command("new", "--resume"))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
+    path, rng = tmp_path / "ckpt.pt", np.random.default_rng(0)
+    cvae.save(path, lambda file: file.write(bytes(1 << 17)))
+    for _ in range(200):
+        child = os.fork()
+        if child == 0:
+            for k in range(10 ** 6):
+                cvae.save(path, lambda file: file.write(bytes([k % 256]) * (1 << 17)))
+        time.sleep(rng.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert len(path.read_bytes()) == 1 << 17 and len(set(path.read_bytes())) == 1
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
     with pytest.raises(ValueError, match="(nan|inf) at epoch 1, step"):
@@ -731,7 +747,7 @@ def test_real_cells_are_near_each_other_and_far_from_noise():
 # ---- bench.sh and the repository -------------------------------------------------------------------------------------------------
 
 def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, inception_file):
-    settings = os.environ | dict(PYTHON=sys.executable, OUT=str(tmp_path), DATA=small, SPLIT="all", EPOCHS="1", DIMS="64", WEIGHTS=inception_file, DEVICE="cpu", FID_SAMPLES="70", STEPS="2")
+    settings = os.environ | dict(PYTHON=sys.executable, OUT=str(tmp_path), DATA=small, SPLIT="all", EPOCHS="1", DIMS="64", WEIGHTS=inception_file, DEVICE="cpu", FID_SAMPLES="70", SAMPLER="--steps 2")
     first = subprocess.run(["bash", HERE / "bench.sh", "quick"], env=settings, capture_output=True, text=True, timeout=280)
     assert first.returncode == 0, first.stderr
     table = (tmp_path / "quick" / "results.md").read_text()
