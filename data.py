@@ -102,8 +102,11 @@ def class_number(text, data, classes):
     them). Raises argparse.ArgumentTypeError."""
     names = {}
     if not text.isdigit() and data in NAMES:
-        import medmnist  # the names are its alone; numbers do without it
-        names = {int(k): v for k, v in medmnist.INFO[data]["label"].items() if int(k) < classes}
+        try:
+            from medmnist import INFO  # the names are its alone; numbers do without it
+        except ImportError:
+            raise argparse.ArgumentTypeError(f"--label {text}: names need the medmnist package, numbers from 0 do not") from None
+        names = {int(k): v for k, v in INFO[data]["label"].items() if int(k) < classes}
     found = [int(text)] if text.isdigit() else [k for k, v in names.items() if v.lower().startswith(text.lower())]
     if len(found) != 1 or found[0] >= classes:
         raise argparse.ArgumentTypeError(f"--label {text} is not one of {', '.join(names.values()) or f'0 to {classes - 1}'}")
