@@ -6,7 +6,10 @@
     python cvae.py --resume --fid-runs 5    measure what was trained: FID 12.34 ± 0.56 (5 runs)
 
 An encoder gives a Gaussian over latent codes, a decoder turns a code into an image, and both are trained together on a
-bound of the data's likelihood. Measured figures, with their commands: README.md.
+bound of the data's likelihood.
+
+Measured: FID-768 0.974 ± 0.023 after 100 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores, torch 2.15.0).
+The command and what the figure means: README.md.
 """
 import argparse
 import ctypes

@@ -804,3 +804,4 @@ def test_the_readmes_figures_come_from_the_files_of_their_runs():
         assert result["fid"] == pytest.approx(np.mean(values)) and len(values) == 5
         assert f"{result['fid']:.4g} ± {result['std']:.2g}" in readme, file
         assert result["command"] in readme, file
+        assert f"{result['fid']:.4g} ± {result['std']:.2g}" in (HERE / f"{file.stem}.py").read_text().split('"""')[1], file
