@@ -3,7 +3,7 @@
     python cvae.py                          train on BloodMNIST, into out/cvae
     python cvae.py --resume                 go on where a run was stopped
     python cvae.py --sample 64              draw cells from out/cvae/model.pt
-    python cvae.py --resume --fid-runs 5    measure what was trained: FID 12.34 ± 0.56 (5 runs)
+    python cvae.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std (5 runs)
 
 An encoder gives a Gaussian over latent codes, a decoder turns a code into an image, and both are trained together on a
 bound of the data's likelihood.
