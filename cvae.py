@@ -210,7 +210,7 @@ def parse(p, argv):
     if args.dtype == "auto":
         has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}.get(args.device.type, bool)
         args.dtype = "bf16" if has_bf16() else "fp32"
-    if sys.platform == "linux":  # keep freed memory, a step asks for the same again: 1.2 to 1.4 times faster on a CPU
+    if sys.platform == "linux":  # keep freed memory: the next step asks for as much again
         ctypes.CDLL(None).mallopt(-4, 0)          # M_MMAP_MAX
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     return args
