@@ -432,10 +432,12 @@ def test_train_sample_and_measure(script, tmp_path, small, inception_file):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script, tmp_path, small, capsys):
+    n = {cvae: 20, dcgan: 10, ddpm: 4}[script]  # epochs: long enough for the signal to arrive in time
+
     def command(out, *more):
         return ["--data", small, "--out", f"{tmp_path}/{out}", "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--augment", *SMALL[script], *more]
     for out in ("a", "b"):
-        script.main(command(out, "--epochs", "4"))
+        script.main(command(out, "--epochs", str(n)))
     model = (tmp_path / "a" / "model.pt").read_bytes()
     assert model == (tmp_path / "b" / "model.pt").read_bytes()
     script.main(command("c", "--epochs", "1", "--seed", "1"))
@@ -443,27 +445,27 @@ def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script
 
     # SIGTERM in the midst of an epoch, then --resume
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-u", HERE / f"{script.__name__}.py", *command("d", "--epochs", "4")],
+    process = subprocess.Popen([sys.executable, "-u", HERE / f"{script.__name__}.py", *command("d", "--epochs", str(n))],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | threads)
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 143 and "--resume" in errors
-    assert 7 <= torch.load(tmp_path / "d" / "ckpt.pt", weights_only=True)["step"] < 28
-    script.main(command("d", "--epochs", "4", "--resume"))
+    assert 7 <= torch.load(tmp_path / "d" / "ckpt.pt", weights_only=True)["step"] < 7 * n
+    script.main(command("d", "--epochs", str(n), "--resume"))
     assert model == (tmp_path / "d" / "model.pt").read_bytes()
     assert [row[:-2] for row in rows(tmp_path / "d")[1]] == [row[:-2] for row in rows(tmp_path / "a")[1]]
 
     # a finished run has nothing left to do; more epochs go on
-    script.main(command("a", "--epochs", "4", "--resume"))
-    assert model == (tmp_path / "a" / "model.pt").read_bytes() and len(rows(tmp_path / "a")[1]) == 4
-    script.main(command("a", "--epochs", "5", "--resume"))
-    assert len(rows(tmp_path / "a")[1]) == 5
+    script.main(command("a", "--epochs", str(n), "--resume"))
+    assert model == (tmp_path / "a" / "model.pt").read_bytes() and len(rows(tmp_path / "a")[1]) == n
+    script.main(command("a", "--epochs", str(n + 1), "--resume"))
+    assert len(rows(tmp_path / "a")[1]) == n + 1
 
     with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
-        script.main(command("a", "--epochs", "4"))
+        script.main(command("a", "--epochs", str(n)))
     with pytest.raises(ValueError, match="lr .* then, 0.5 now"):
-        script.main(command("a", "--epochs", "6", "--resume", "--lr", "0.5"))
+        script.main(command("a", "--epochs", str(n + 2), "--resume", "--lr", "0.5"))
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         script.main(command("new", "--resume"))
 
