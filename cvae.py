@@ -13,8 +13,10 @@ The command and what the figure means: README.md.
 """
 import argparse
 import ctypes
+import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -31,18 +33,23 @@ from tqdm import tqdm
 import data
 import fid
 
-MODEL, LOSSES = "cvae", ("loss", "bce", "kl")
+MODEL, LOSSES = "cvae", ("loss", "nll", "kl")
+PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior="normal", kl_weight=0.75)
 
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("model")
-    g.add_argument("--latent-dim", type=number(int, 1, 10000), default=64, help="size of the latent code")
-    g.add_argument("--kl-weight", type=number(float, 0), default=0.75, help="beta, the weight of the KL term")
+    g.add_argument("--latent-dim", type=number(int, 1, 1000), default=128, help="size of the latent code (paper: 64)")
+    g.add_argument("--decoder", choices=("residual", "transposed"), default="residual", help="residual blocks, or the paper's transposed convolutions")
+    g.add_argument("--likelihood", choices=("gaussian", "bernoulli"), default="gaussian", help="of a pixel: with a learned width, or the paper's cross-entropy")
+    g.add_argument("--prior", choices=("gmm", "normal"), default="gmm", help="codes to draw from: a mixture fitted to the codes of the data, or N(0, I) (paper)")
+    g.add_argument("--components", type=number(int, 1, 100), default=4, help="Gaussians in the mixture, of each class with --classes")
     g = p.add_argument_group("training")
-    g.add_argument("--epochs", type=number(int, 1), default=100, help="passes over the data")
-    g.add_argument("--batch-size", type=number(int, 1), default=128, help="images per step")
+    g.add_argument("--epochs", type=number(int, 1, 10**6), default=100, help="passes over the data")
+    g.add_argument("--batch-size", type=number(int, 1, 10**5), default=128, help="images per step")
     g.add_argument("--lr", type=number(float, 0), default=1e-3, help="Adam's learning rate")
+    g.add_argument("--kl-weight", type=number(float, 0), default=1.0, help="beta, the weight of the KL term (paper: 0.75)")
     add_shared_flags(p)
     return parse(p, argv)
 
@@ -50,10 +57,22 @@ def get_args(argv=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # Model.
 
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions that are added to their input."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+                                    nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
 class VAE(nn.Module):
     """Encoder: image -> mean and log-variance of the code. Decoder: code -> logits of the image."""
 
-    def __init__(self, shape=(3, 28, 28), latent_dim=64, classes=0):
+    def __init__(self, shape=(3, 28, 28), latent_dim=128, classes=0, decoder="residual", components=4):
         super().__init__()
         self.classes = classes
         self.label = nn.Embedding.from_pretrained(torch.zeros(classes, 2 * latent_dim), freeze=False) if classes else None
@@ -66,12 +85,22 @@ class VAE(nn.Module):
             nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Linear(math.prod(self.small), 2 * latent_dim))
-        odd = [size % 2 for size in sizes]                   # the row that halving dropped: 3 -> 7 -> 14 -> 28
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_dim + classes, math.prod(self.small)), nn.ReLU(), nn.Unflatten(1, self.small),
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, output_padding=odd[2]), nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, output_padding=odd[1]), nn.ReLU(),
-            nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1, output_padding=odd[0]))
+        layers, odd = [], [size % 2 for size in sizes]       # the row that halving dropped: 3 -> 7 -> 14 -> 28
+        if decoder == "transposed":
+            layers += [nn.Linear(latent_dim + classes, math.prod(self.small)), nn.ReLU(), nn.Unflatten(1, self.small)]
+            layers += [nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, output_padding=odd[2]), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, output_padding=odd[1]), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1, output_padding=odd[0])]
+        else:                                                # an upsampled pixel is seen by every tap alike: no checkerboard
+            layers += [nn.Linear(latent_dim + classes, 128 * sizes[2] ** 2), nn.Unflatten(1, (128, sizes[2], sizes[2]))]
+            layers += [Residual(128), nn.Upsample(sizes[1]), nn.Conv2d(128, 64, 3, padding=1)]
+            layers += [Residual(64), nn.Upsample(sizes[0]), nn.Conv2d(64, 32, 3, padding=1)]
+            layers += [Residual(32), nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, shape[0], 3, padding=1)]
+        self.decoder = nn.Sequential(*layers)
+        groups = max(classes, 1)                             # the mixture of each class: weight, mean and the root of the covariance
+        self.register_buffer("weight", torch.full((groups, components), 1 / components))
+        self.register_buffer("mean", torch.zeros(groups, components, latent_dim))
+        self.register_buffer("root", torch.eye(latent_dim).repeat(groups, components, 1, 1))
 
     def encode(self, x, y=None):                             # (B, C, 28, 28) -> (B, latent), (B, latent)
         h = self.encoder(x).float()
@@ -95,33 +124,82 @@ def kl_divergence(mu, logvar):
     return 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum(1)
 
 
-def objective(model, x, y, kl_weight):
-    """The negative evidence bound with weight beta on the KL (Higgins et al., 2017), in nats an image: BCE + beta KL.
+def negative_log_likelihood(logits, x, likelihood):
+    """-log p(x | z) in nats an image, x (B, C, H, W) in [0, 1].
 
-    x: (B, C, H, W) in [0, 1]; the cross-entropy of a pixel is a likelihood only there. y: labels (B,). Returns loss, bce, kl."""
+    bernoulli: binary cross-entropy. gaussian: every pixel from N(sigmoid(logits), s^2), with the one width s that makes the
+    batch most likely, which is its mean squared error (Rybkin et al., 2021, eq. 4): the sharper the decoder, the more detail counts."""
+    if likelihood == "bernoulli":
+        return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+    mse = F.mse_loss(logits.sigmoid(), x)
+    return 0.5 * x[0].numel() * (1 + math.log(2 * math.pi) + mse.log())
+
+
+def objective(model, x, y, kl_weight=1.0, likelihood="gaussian"):
+    """The negative evidence bound with weight beta on the KL (Higgins et al., 2017), in nats an image: NLL + beta KL.
+
+    x: (B, C, H, W) in [0, 1], which both likelihoods need. y: labels (B,) or None. Returns loss, nll, kl."""
     mu, logvar = model.encode(x, y)
-    logits = model.decode(reparameterize(mu, logvar), y).float()
-    bce = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+    nll = negative_log_likelihood(model.decode(reparameterize(mu, logvar), y).float(), x, likelihood)
     kl = kl_divergence(mu, logvar).mean()
-    return bce + kl_weight * kl, bce, kl
+    return nll + kl_weight * kl, nll, kl
+
+
+@torch.inference_mode()
+def fit_prior(model, images, labels, args):
+    """Fits the mixture of each class to codes of its images, z ~ q(z | x), by expectation maximisation (Ghosh et al., 2020)."""
+    rng = torch.Generator(args.device).manual_seed(0)
+    codes = []
+    for i in range(0, len(images), 1000):
+        mu, logvar = model.encode(to_model(images[i:i + 1000]), labels[i:i + 1000])
+        codes.append(mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=rng, device=mu.device))
+    codes = torch.cat(codes)
+    for k in range(len(model.mean)):
+        z = codes[labels == k] if model.classes else codes
+        if len(z):
+            model.weight[k], model.mean[k], model.root[k] = mixture(z, args.components, rng)
+
+
+def mixture(z, components, rng, rounds=30):
+    """The Gaussian mixture of z (N, D) by expectation maximisation: weights (K,), means (K, D), roots L of the covariances
+    L L^T (K, D, D). Each covariance is drawn towards that of all z, as if D more points had it: few points cannot collapse one."""
+    n, d = z.shape
+    centred = z - z.mean(0)
+    whole = centred.T @ centred / n + 1e-4 * torch.eye(d, device=z.device)
+    mean = z[torch.randint(n, (components,), generator=rng, device=z.device)]
+    root, weight = torch.linalg.cholesky(whole).repeat(components, 1, 1), torch.full((components,), 1 / components, device=z.device)
+    for _ in range(rounds):
+        white = torch.linalg.solve_triangular(root, (z - mean[:, None]).mT, upper=False)     # (K, D, N)
+        log_density = weight.log()[:, None] - root.diagonal(dim1=1, dim2=2).log().sum(1)[:, None] - 0.5 * (white ** 2).sum(1)
+        share = log_density.softmax(0)                                                       # (K, N): whose point is it?
+        count = share.sum(1).clamp(min=1e-3)
+        weight, mean = count / count.sum(), share @ z / count[:, None]
+        away = z - mean[:, None]
+        root = torch.linalg.cholesky(((away * share[..., None]).mT @ away + d * whole) / (count + d)[:, None, None])
+    return weight, mean, root
 
 
 @torch.inference_mode()
 def sample(model, n, args, seed, labels=None, batch_size=1000):
-    """n images, uint8 (n, C, H, W) on the CPU: codes from the prior N(0, I), decoded to each pixel's mean."""
+    """n images, uint8 (n, C, H, W) on the CPU: codes from the prior, decoded to each pixel's mean."""
     generator = torch.Generator(args.device).manual_seed(seed)
     images = torch.empty(n, *args.shape, dtype=torch.uint8)
     for i in range(0, n, batch_size):
         z = torch.randn(min(batch_size, n - i), args.latent_dim, generator=generator, device=args.device)
+        y = labels[i:i + batch_size].to(args.device) if labels is not None else None
+        if args.prior == "gmm":
+            group = y if y is not None else torch.zeros(len(z), dtype=torch.long, device=args.device)
+            k = model.weight[group].multinomial(1, generator=generator)[:, 0]
+            z = model.mean[group, k] + (model.root[group, k] @ z[..., None])[..., 0]
         with autocast(args):
-            x = model.decode(z, labels[i:i + batch_size].to(args.device) if labels is not None else None).float().sigmoid()
+            x = model.decode(z, y).float().sigmoid()
         images[i:i + batch_size] = (x * 255).round().to(torch.uint8).cpu()
     return images
 
 
 def to_model(images):
     """uint8 [0, 255] -> float [0, 1], what the network sees and what its sigmoid gives back."""
-    return images.contiguous(memory_format=torch.channels_last).float() / 255
+    return images.float() / 255
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,11 +207,12 @@ def to_model(images):
 
 def build(args):
     """The network that draws the samples, from the settings that model.pt keeps."""
-    return VAE(args.shape, args.latent_dim, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
+    model = VAE(args.shape, args.latent_dim, len(args.class_counts), args.decoder, args.components)
+    return model.to(args.device, memory_format=args.layout)
 
 
 def train(args):
-    images, labels = data.load(args.data, args.root, args.split)
+    images, labels = data.load(args.data, args.root, args.split, args.size)
     args.shape = tuple(images.shape[1:])
     if args.classes:
         args.class_counts = labels.bincount().tolist()
@@ -141,16 +220,20 @@ def train(args):
 
     torch.manual_seed(args.seed)
     model = build(args)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=not args.plain, foreach=False)
     state = {"model": model, "optimizer": optimizer}
 
-    for step, x, y in steps(args, images, labels, state, model, lambda: sample(model, 64, args, 0, rows_of_types(args))):
+    def preview():
+        fit_prior(model, images, labels, args)
+        return sample(model, 64, args, 0, rows_of_types(args))
+
+    for step, x, y in steps(args, images, labels, state, model, preview):
         with autocast(args):
-            loss, bce, kl = objective(model, to_model(x), y, args.kl_weight)
+            loss, nll, kl = objective(model, to_model(x), y, args.kl_weight, args.likelihood)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        record(loss, bce, kl)
+        record(loss, nll, kl)
     return model
 
 
@@ -158,7 +241,8 @@ def train(args):
 
 def add_shared_flags(p):
     g = p.add_argument_group("data, device and files")
-    g.add_argument("--data", type=data.name, default="bloodmnist", help="a 2-D MedMNIST name or the path of an .npz file")
+    g.add_argument("--data", type=data.name, default="bloodmnist", help="a 2-D MedMNIST name, the path of an .npz file, or demo: synthetic cells that come along")
+    g.add_argument("--size", type=int, choices=data.SIZES, default=28, help="side of a named set's images, pixels (above 28: MedMNIST+)")
     g.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     g.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which part to train on and to compare with")
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
@@ -169,11 +253,14 @@ def add_shared_flags(p):
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
     g.add_argument("--out", type=Path, default=Path("out") / MODEL, metavar="DIR", help="folder of ckpt.pt, model.pt, samples, log.csv, fid.json")
     g.add_argument("--resume", action="store_true", help="go on from DIR/ckpt.pt")
+    g.add_argument("--save-every", type=number(int, 1), default=10, metavar="N", help="write ckpt.pt every N epochs or N minutes, whichever comes first")
     g.add_argument("--overwrite", action="store_true", help="train anew in a DIR that holds a run")
-    g.add_argument("--sample", type=number(int, 1), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
-    g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt)")
+    g.add_argument("--sample", type=number(int, 1, 10**6), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
+    g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt, else the one in checkpoints/)")
+    g.add_argument("--paper", action="store_true", help="the paper's settings for all that is not given; prints them")
+    g.add_argument("--plain", action="store_true", help="train as a tutorial does, to compare the speed: fp32, DataLoader over PIL images, no fused optimizer")
     g = p.add_argument_group("evaluation")
-    g.add_argument("--fid-runs", type=number(int, 0), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
+    g.add_argument("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
     g.add_argument("--fid-samples", type=number(int, 2), default=10000, metavar="N", help="real and generated images in each run")
     g.add_argument("--fid-seed", type=number(int, 0, 2**31), default=100, metavar="N", help="of the first run; each further run adds 100")
     g.add_argument("--dims", type=int, choices=fid.DIMS, default=2048, help="Inception features that the FID compares")
@@ -202,15 +289,19 @@ def device(text):
 
 def parse(p, argv):
     args = p.parse_args(argv)
-    args.class_counts = []
+    if args.paper:
+        p.set_defaults(**PAPER)
+        args = p.parse_args(argv)
+        print("the paper's settings: " + " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in PAPER))
+    args.class_counts, args.layout = [], torch.contiguous_format if args.plain else torch.channels_last
     if args.label is not None and not args.sample:
         p.error("--label goes with --sample")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt goes with --sample or --fid-runs")
     if args.dtype == "auto":
         has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}.get(args.device.type, bool)
-        args.dtype = "bf16" if has_bf16() else "fp32"
-    if sys.platform == "linux":  # keep freed memory: the next step asks for as much again
+        args.dtype = "bf16" if has_bf16() and not args.plain else "fp32"
+    if sys.platform == "linux" and not args.plain:  # keep freed memory: the next step asks for as much again
         ctypes.CDLL(None).mallopt(-4, 0)          # M_MMAP_MAX
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     return args
@@ -222,7 +313,8 @@ def autocast(args):
 
 def settings(args):
     """What makes a run what it is: model.pt carries it, and --resume goes on only where it is the same."""
-    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta guidance trained classes label".split()
+    other = ("root device out resume save_every overwrite sample ckpt paper plain layout fid_runs fid_samples fid_seed dims weights epochs "
+             "prior steps order eta guidance compile trained classes label").split()
     return {k: v for k, v in vars(args).items() if k not in other and v != []}
 
 
@@ -240,14 +332,24 @@ def rows_of_types(args):
     return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
+RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
+
+
 def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
+    if RANK:
+        return
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def save_grid(path, images, labels=None):
@@ -262,6 +364,7 @@ def save_grid(path, images, labels=None):
 def read(path, hint):
     """A checkpoint of this script; weights_only, so that no file can run code."""
     try:
+        data.check_zip(path)
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
         if ckpt["script"] != MODEL:
             raise ValueError(f"{ckpt['script']}.py wrote it")
@@ -273,12 +376,15 @@ def read(path, hint):
 
 
 def load(args):
-    """The trained network of --ckpt or DIR/model.pt, with the settings that it was trained with."""
-    path = args.ckpt or args.out / "model.pt"
+    """The trained network of --ckpt, DIR/model.pt or the one that comes along, with the settings that it was trained with."""
+    path, shipped = args.ckpt or args.out / "model.pt", Path(__file__).parent / "checkpoints" / f"{MODEL}.pt"
+    if not args.ckpt and not path.exists() and shipped.exists():
+        path = shipped
     ckpt = read(path, "train first, or name one with --ckpt")
+    print(f"the model of {path}, {ckpt.get('epochs', 0):g} epochs")
     try:
         args.trained = ckpt["settings"] | {"epochs": ckpt["epochs"]}
-        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "split", "seed", "dtype")})
+        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "size", "split", "seed", "dtype", "augment")})
         net = build(args)
         net.load_state_dict(ckpt["weights"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -322,6 +428,10 @@ def steps(args, images, labels, state, net, preview):
         print(f"resumed after epoch {start // per_epoch}, step {start % per_epoch}", flush=True)
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
+    need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
+    if free < need:
+        raise OSError(f"{args.out} has {free >> 20} MiB free, a checkpoint needs {need >> 20}; name another folder with --out")
+    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
 
     def checkpoint(step):
         check(epoch)
@@ -330,20 +440,20 @@ def steps(args, images, labels, state, net, preview):
             "step": step, "rows": rows, "records": torch.stack(records).cpu() if records else torch.empty(0),
             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(args.device) if args.device.type == "cuda" else None}
         save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))
-        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         save_grid(args.out / "samples.png", preview())
+        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         if rows:
             save_curve(args, rows)
         return time.time()
 
     stop, saved, last = [], time.time(), args.epochs * per_epoch
     for s in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(s, lambda number, frame: stop.append(number))
-    bar = tqdm(total=last, initial=start, disable=None, unit="step")
+        signal.signal(s, signal.SIG_IGN if RANK else lambda number, frame: stop.append(number))
+    bar, load_batches = tqdm(total=last, initial=start, disable=True if RANK else None, unit="step"), data.plain_batches if args.plain else data.batches
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
-        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment, labels), 1):
+        for i, x in enumerate(load_batches(images, args.batch_size, shuffle, args.augment, labels), 1):
             if i <= done:  # before the resume
                 continue
             step = epoch * per_epoch + i
@@ -355,8 +465,11 @@ def steps(args, images, labels, state, net, preview):
                 seconds = time.time() - began
                 rows.append([epoch + 1, *torch.stack(records).mean(0).tolist(), round(seconds, 2), round((len(images) - done * args.batch_size) / seconds, 1)])
                 records.clear()
-                save_log(args, rows, bar)
-            if stop or step == last or time.time() - saved > 60:
+                save_log(args, rows)
+                line = f"epoch {epoch + 1}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
+                bar.set_description(line) if not bar.disable else print(line, flush=True)
+            due = i == per_epoch and (epoch + 1) % args.save_every == 0 or time.time() - saved > 60 * args.save_every
+            if stop or step == last or due:
                 saved = checkpoint(step)
             if stop:
                 print(f"\n{MODEL}.py: stopped after epoch {step // per_epoch}, step {step % per_epoch}; the same command with --resume goes on", file=sys.stderr)
@@ -366,12 +479,10 @@ def steps(args, images, labels, state, net, preview):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def save_log(args, rows, bar):
-    """log.csv, a row an epoch; and a line of progress."""
-    lines = [",".join(("epoch", *LOSSES, "seconds", "images/s"))] + [",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows]
-    save(args.out / "log.csv", lambda file: file.write(("\n".join(lines) + "\n").encode()))
-    line = f"epoch {rows[-1][0]}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
-    bar.set_description(line) if not bar.disable else print(line, flush=True)
+def save_log(args, rows):
+    """log.csv, a row an epoch."""
+    lines = [("epoch", *LOSSES, "seconds", "images/s"), *((f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
+    save(args.out / "log.csv", lambda file: file.write("".join(",".join(line) + "\n" for line in lines).encode()))
 
 
 def save_curve(args, rows):
@@ -390,22 +501,26 @@ def save_curve(args, rows):
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-    fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
+    result = fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
+    save(args.out / "fid.json", lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
+    print(f"FID {result['fid']:.4g} ± {result['std']:.2g} ({args.fid_runs} runs)")
 
 
 def main(argv=None):
     args = get_args(argv)
     net = load(args) if args.sample or args.ckpt else train(args)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
         if args.label is not None and not args.class_counts:
             raise ValueError(f"--label {args.label}: the model was trained without --classes")
         labels = draw_labels(args, args.sample, args.seed)
+        args.out.mkdir(parents=True, exist_ok=True)
+        began = time.time()
         images = sample(net, args.sample, args, args.seed, labels)
+        seconds = time.time() - began
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
         save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
         save_grid(args.out / "samples.png", images, None if args.label else labels)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
     if args.fid_runs:
         evaluate(args, net)
 

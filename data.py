@@ -7,8 +7,10 @@ MedMNIST v2: Yang et al., Scientific Data 2023, https://medmnist.com
 """
 import argparse
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +19,57 @@ import torch
 NAMES = ("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist",
          "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist")
 SPLITS = ("train", "val", "test")
+SIZES = (28, 64, 128, 224)
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, NotImplementedError, RuntimeError,
+              struct.error, zipfile.BadZipFile, zlib.error)  # what numpy and zipfile meet foreign bytes with
+DEMO = Path(__file__).parent / "assets" / "demo.npz"  # cells that the DDPM drew: see README.md
 
 
 def name(text):
-    """argparse type of --data: a 2-D MedMNIST name or the path of an .npz file."""
+    """argparse type of --data: a 2-D MedMNIST name, "demo" or the path of an .npz file."""
     if text.endswith("mnist3d"):
         raise argparse.ArgumentTypeError(f"{text} is a 3-D set; the 2-D sets are {', '.join(NAMES)}")
-    if text not in NAMES and not text.endswith(".npz"):
-        raise argparse.ArgumentTypeError(f"no data set is called {text!r}; use a path that ends in .npz or one of {', '.join(NAMES)}")
+    if text not in (*NAMES, "demo") and not text.endswith(".npz"):
+        raise argparse.ArgumentTypeError(f"no data set is called {text!r}; use demo, a path that ends in .npz or one of {', '.join(NAMES)}")
     return text
 
 
-def locate(data, root=None):
-    """The .npz file of a data set: the path itself, or <root>/<name>.npz with root from the argument, $MEDMNIST_ROOT
-    or ~/.medmnist. Downloads a named set that is not there (md5 checked by the medmnist package).
+def locate(data, root=None, size=28):
+    """The .npz file of a data set: the path itself, the demo's, or <root>/<name>[_<size>].npz with root from the argument,
+    $MEDMNIST_ROOT or ~/.medmnist. Downloads a named set that is not there (md5 checked by the medmnist package).
     Raises FileNotFoundError where there is neither file nor network."""
-    if data.endswith(".npz"):
-        if not Path(data).is_file():
-            raise FileNotFoundError(f"no data file at {data}")
-        return Path(data)
+    if data.endswith(".npz") or data == "demo":
+        path = DEMO if data == "demo" else Path(data)
+        if not path.is_file():
+            raise FileNotFoundError(f"no data file at {path}")
+        return path
     root = Path(root or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
-    path = root / f"{data}.npz"
+    path = root / (f"{data}.npz" if size == 28 else f"{data}_{size}.npz")
     if not path.is_file():
-        download(data, path)
+        download(data, path, size)
     return path
 
 
-def download(data, path):
+def download(data, path, size):
     """Fetch a named set with the medmnist package; it appears at `path` only when it is whole."""
     import medmnist  # here alone: reading a local file needs numpy only
     info = medmnist.INFO[data]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
-            getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True)
+            getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
             os.replace(Path(tmp) / path.name, path)
     except Exception as error:  # no network, a proxy's page, a wrong md5, no space: the user's next step is the same
-        raise FileNotFoundError(f"no file at {path}, and the download from {info['url']} failed "
+        url = info["url"] if size == 28 else info[f"url_{size}"]
+        raise FileNotFoundError(f"no file at {path}, and the download from {url} failed "
                                 f"({type(error).__name__}); fetch it by hand and put it there, or point --root at its folder") from error
 
 
-def load(data="bloodmnist", root=None, split="all"):
+def load(data="bloodmnist", root=None, split="all", size=28):
     """Read a MedMNIST set.
 
     data: a name of NAMES or the path of an .npz file with the keys {train,val,test}_{images,labels}.
-    split: "train", "val", "test" or "all" (the three in this order).
+    split: "train", "val", "test" or "all" (the three in this order). size: the side of a named set's images, one of SIZES.
     Returns images uint8 (N, C, H, W), C 1 or 3, and labels int64 (N,). The multi-label ChestMNIST gets the number of
     its first finding, from 1, or 0 for none. Raises ValueError where the file is not such a set.
     """
@@ -69,7 +77,7 @@ def load(data="bloodmnist", root=None, split="all"):
         name(data)
     except argparse.ArgumentTypeError as error:
         raise ValueError(str(error)) from None
-    path = locate(data, root)
+    path = locate(data, root, size)
     splits = SPLITS if split == "all" else (split,)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -87,20 +95,30 @@ def load(data="bloodmnist", root=None, split="all"):
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 1 or 3)")
         if images.size == 0:
             raise ValueError(f"split {split} has no images")
+        if images.shape[1] != images.shape[2] or images.shape[1] not in range(16, 257, 4):
+            raise ValueError(f"images are {images.shape[1]} x {images.shape[2]}, not square with a side of 16 to 256 in steps of 4")
         if labels.ndim == 2 and labels.shape[1] > 1:
             labels = np.where(labels.any(1), labels.argmax(1) + 1, 0)
-        if labels.size != len(images) or labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not one whole number from 0 an image")
-    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError) as error:
+        if labels.size != len(images) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 999:
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not one whole number from 0 to 999 an image")
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a readable MedMNIST file: {error}; delete it to have it fetched again") from error
     images = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
+def check_zip(path):
+    """Raises ValueError where a part of a zip file is damaged: torch.load reads its .pt files without a look at their checksums."""
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+
+
 def class_number(text, data, classes):
     """The number of a class of `classes` from itself or from its MedMNIST name (its first letters will do, if no other has
     them). Raises argparse.ArgumentTypeError."""
-    names = {}
+    names, data = {}, "bloodmnist" if data == "demo" else data
     if not text.isdigit() and data in NAMES:
         try:
             from medmnist import INFO  # the names are its alone; numbers do without it
@@ -130,4 +148,16 @@ def batches(images, batch_size, generator, augment=False, labels=None):
             x = torch.where(across, x.flip(3), x)
             x = torch.where(down, x.flip(2), x)
             x = torch.where(swap, x.transpose(2, 3), x)
+        x = x.contiguous(memory_format=torch.channels_last)
         yield x if labels is None else (x, labels[chosen])
+
+
+def plain_batches(images, batch_size, generator, augment, labels):
+    """batches() the way a tutorial does it, to measure what that costs: PIL images one by one through a torch DataLoader."""
+    from torchvision import transforms
+    turns = [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()] if augment else []
+    transform = transforms.Compose([transforms.ToPILImage(), *turns, transforms.PILToTensor()])
+    pairs = [(image, label) for image, label in zip(images.cpu(), labels.cpu())]
+    for x, y in torch.utils.data.DataLoader(pairs, batch_size, shuffle=True, generator=generator,
+                                            collate_fn=lambda batch: (torch.stack([transform(x) for x, _ in batch]), torch.stack([y for _, y in batch]))):
+        yield x.to(images.device), y.to(images.device)

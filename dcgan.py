@@ -9,9 +9,12 @@ Measured: FID-768 1.044 ± 0.0054 after 40 epochs (five draws of 2,000 cells, se
 The command and what the figure means: README.md.
 """
 import argparse
+import copy
 import ctypes
+import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -29,37 +32,46 @@ import data
 import fid
 
 MODEL, LOSSES = "dcgan", ("d_loss", "g_loss")
+PAPER = dict(start=3, d_norm="batch", batch_size=128, lr=1e-3, d_lr=1e-3, label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0)
 
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("model")
-    g.add_argument("--latent-dim", type=number(int, 1, 10000), default=100, help="size of the generator's input")
+    g.add_argument("--latent-dim", type=number(int, 1, 1000), default=100, help="size of the generator's input")
+    g.add_argument("--start", type=int, choices=(3, 7), default=7, help="side of the generator's first features (paper: an eighth of the image, 3)")
+    g.add_argument("--d-norm", choices=("spectral", "batch", "none"), default="spectral", help="of the discriminator's weights or features (paper: batch)")
     g = p.add_argument_group("training")
-    g.add_argument("--epochs", type=number(int, 1), default=40, help="passes over the data")
-    g.add_argument("--batch-size", type=number(int, 2), default=128, help="images per step")
-    g.add_argument("--lr", type=number(float, 0), default=1e-3, help="Adam's learning rate, of both networks")
-    g.add_argument("--label-smoothing", type=number(float, 0, 0.5), default=0.1, help="the discriminator's targets are 1 - this and this")
-    g.add_argument("--g-steps", type=number(int, 1, 100), default=3, help="generator updates per discriminator update")
+    g.add_argument("--epochs", type=number(int, 1, 10**6), default=40, help="passes over the data")
+    g.add_argument("--batch-size", type=number(int, 2, 10**5), default=64, help="images per step (paper: 128)")
+    g.add_argument("--lr", type=number(float, 0), default=2e-4, help="the generator's learning rate (paper: 1e-3)")
+    g.add_argument("--d-lr", type=number(float, 0), default=4e-4, help="the discriminator's (paper: 1e-3)")
+    g.add_argument("--label-smoothing", type=number(float, 0, 0.5), default=0.0, help="the discriminator's targets are 1 - this and this (paper: 0.1)")
+    g.add_argument("--g-steps", type=number(int, 1, 100), default=1, help="generator updates per discriminator update (paper: 3)")
+    g.add_argument("--r1", type=number(float, 0), default=0.0, metavar="GAMMA", help="weight of the penalty on the discriminator's slope at real images (paper: 0)")
+    g.add_argument("--diffaugment", action=argparse.BooleanOptionalAction, default=True, help="the discriminator sees all images, real and drawn, moved and recoloured (paper: no)")
+    g.add_argument("--ema", type=number(float, 0, 1), default=0.05, help="half-life of the averaged generator that draws, as a share of the training so far; 0: none (paper)")
     add_shared_flags(p)
     return parse(p, argv)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Model. Both networks halve or double the image four times, whatever its size: 28 <-> 14 <-> 7 <-> 3 <-> 1.
+# Model. Each layer of the two networks halves or doubles the image, whatever its size: 28 <-> 14 <-> 7 <-> 3.
 
 class Generator(nn.Module):
     """Code (B, latent) -> image (B, C, 28, 28) in [-1, 1]."""
 
-    def __init__(self, shape=(3, 28, 28), latent_dim=100, classes=0):
+    def __init__(self, shape=(3, 28, 28), latent_dim=100, classes=0, start=7):
         super().__init__()
         self.classes = classes
         latent_dim = latent_dim + classes                    # the label, one-hot, is a part of the code
-        sizes = [shape[1] // 2 ** k for k in (3, 2, 1, 0)]   # 3, 7, 14, 28
-        layers = [nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 256, sizes[0], bias=False), nn.BatchNorm2d(256), nn.ReLU()]
-        for a, b, size in zip((256, 128, 64), (128, 64, 32), sizes[1:]):
+        halvings = 3 if start == 3 else 2
+        sizes = [shape[1] // 2 ** k for k in range(halvings, -1, -1)]  # 7, 14, 28
+        widths = [32 * 2 ** k for k in range(halvings, -1, -1)] if start == 3 else [256, 128, 64]
+        layers = [nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, widths[0], sizes[0], bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        for a, b, size in zip(widths, widths[1:], sizes[1:]):
             layers += [nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, output_padding=size % 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(32, shape[0], 3, padding=1), nn.Tanh())
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], shape[0], 3, padding=1), nn.Tanh())
         self.apply(init)
 
     def forward(self, z, y=None):
@@ -67,17 +79,23 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato & Koyama, 2018)."""
+    """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato & Koyama, 2018).
 
-    def __init__(self, shape=(3, 28, 28), classes=0):
+    norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018); "none"."""
+
+    def __init__(self, shape=(3, 28, 28), classes=0, norm="spectral"):
         super().__init__()
-        layers = []
-        for a, b in zip((shape[0], 32, 64, 128), (32, 64, 128, 256)):
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.BatchNorm2d(b) if a > 3 else nn.Identity(), nn.LeakyReLU(0.2)]
-        width = 256 * (shape[1] // 16) ** 2
+        bound = nn.utils.parametrizations.spectral_norm if norm == "spectral" else lambda layer: layer
+        widths, layers = (32, 64, 128, 256) if norm == "batch" else (64, 128, 256, 256), []
+        for a, b in zip((shape[0], *widths), widths):        # 28 -> 14 -> 7 -> 3 -> 1
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.BatchNorm2d(b) if norm == "batch" and a > 3 else nn.Identity(), nn.LeakyReLU(0.2)]
+        width = widths[-1] * (shape[1] // 16) ** 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 1))
         self.label = nn.Embedding(classes, width) if classes else None
         self.apply(init)
+        for module in list(self.modules()):
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+                bound(module)
 
     def forward(self, x, y=None):
         h = self.layers[:-1](x)
@@ -108,6 +126,32 @@ def generator_loss(fake_logits):
     return F.softplus(-fake_logits).mean()
 
 
+def gradient_penalty(discriminator, x, y=None):
+    """R1 = 1/2 E |grad_x D(x)|^2 at real images, Mescheder et al. 2018 eq. 9."""
+    x = x.detach().requires_grad_()
+    gradient, = torch.autograd.grad(discriminator(x, y).sum(), x, create_graph=True)
+    return 0.5 * (gradient ** 2).sum((1, 2, 3)).mean()
+
+
+def diffaugment(x):
+    """Each image of (B, C, H, W) moved by up to an eighth, a square of half its side cut out, its brightness, saturation and
+    contrast changed; differentiable, so that the generator learns through it (Zhao et al., 2020)."""
+    b, c, h, w = x.shape
+    u = torch.rand(7, b, 1, 1, 1, device=x.device)
+    x = x + u[0] - 0.5
+    mean = x.mean(1, keepdim=True)
+    x = (x - mean) * 2 * u[1] + mean
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * (u[2] + 0.5) + mean
+    rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
+    down, across = ((2 * v - 1) * (n // 8 + 0.5) for v, n in ((u[3], h), (u[4], w)))
+    i, j = (rows + down.round().long()).expand(b, 1, h, w), (columns + across.round().long()).expand(b, 1, h, w)
+    inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
+    x = x.flatten(2).gather(2, (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)).flatten(2).expand(-1, c, -1)).view(b, c, h, w) * inside
+    hole = ((rows - u[5] * h).abs() < h / 4) & ((columns - u[6] * w).abs() < w / 4)
+    return (x * ~hole).contiguous(memory_format=torch.channels_last)
+
+
 @torch.inference_mode()
 def sample(generator, n, args, seed, labels=None, batch_size=1000):
     """n images, uint8 (n, C, H, W) on the CPU: the generator on codes from N(0, I), with BatchNorm's running statistics."""
@@ -126,7 +170,7 @@ def sample(generator, n, args, seed, labels=None, batch_size=1000):
 
 def to_model(images):
     """uint8 [0, 255] -> float [-1, 1], the range of the generator's tanh."""
-    return images.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,45 +178,59 @@ def to_model(images):
 
 def build(args):
     """The network that draws the samples, from the settings that model.pt keeps."""
-    return Generator(args.shape, args.latent_dim, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
+    return Generator(args.shape, args.latent_dim, len(args.class_counts), args.start).to(args.device, memory_format=args.layout)
 
 
 def train(args):
-    images, labels = data.load(args.data, args.root, args.split)
+    images, labels = data.load(args.data, args.root, args.split, args.size)
     args.shape = tuple(images.shape[1:])
     if args.classes:
         args.class_counts = labels.bincount().tolist()
     images, labels = images.to(args.device), labels.to(args.device)
 
     torch.manual_seed(args.seed)
-    generator, discriminator = build(args), Discriminator(args.shape, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
-    g_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=(0.5, 0.999), fused=True)
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.lr, betas=(0.5, 0.999), fused=True)
-    state = {"model": generator, "discriminator": discriminator, "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}
+    generator, discriminator = build(args), Discriminator(args.shape, len(args.class_counts), args.d_norm).to(args.device, memory_format=args.layout)
+    ema = copy.deepcopy(generator).requires_grad_(False)
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=(0.5, 0.999), fused=not args.plain, foreach=False)
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=(0.5, 0.999), fused=not args.plain, foreach=False)
+    state = {"model": generator, "ema": ema, "discriminator": discriminator, "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}
+    view = diffaugment if args.diffaugment else lambda x: x
 
-    for step, x, y in steps(args, images, labels, state, generator, lambda: sample(generator, 64, args, 0, rows_of_types(args))):
+    for step, x, y in steps(args, images, labels, state, ema, lambda: sample(ema, 64, args, 0, rows_of_types(args))):
         real, noise = to_model(x), lambda: torch.randn(len(x), args.latent_dim, device=args.device)
         with autocast(args):
             fake = generator(noise(), y).detach()
-            d_loss = discriminator_loss(discriminator(real, y).float(), discriminator(fake, y).float(), args.label_smoothing)
+            d_loss = discriminator_loss(discriminator(view(real), y).float(), discriminator(view(fake), y).float(), args.label_smoothing)
+        loss = d_loss
+        if args.r1 and step % 16 == 0:  # now and then with 16 times the weight: the same on average (Karras et al., 2020)
+            loss = d_loss + 16 * args.r1 * gradient_penalty(discriminator, view(real), y)
         d_optimizer.zero_grad()
-        d_loss.backward()
+        loss.backward()
         d_optimizer.step()
         for _ in range(args.g_steps):
             with autocast(args):
-                g_loss = generator_loss(discriminator(generator(noise(), y), y).float())
+                g_loss = generator_loss(discriminator(view(generator(noise(), y)), y).float())
             g_optimizer.zero_grad()
             g_loss.backward()
             g_optimizer.step()
+        update_ema(ema, generator, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
         record(d_loss, g_loss)
-    return generator
+    return ema
+
+
+@torch.no_grad()
+def update_ema(ema, model, decay):
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    for mean, buffer in zip(ema.buffers(), model.buffers()):  # BatchNorm's statistics are averages already
+        mean.copy_(buffer)
 
 
 # ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
 
 def add_shared_flags(p):
     g = p.add_argument_group("data, device and files")
-    g.add_argument("--data", type=data.name, default="bloodmnist", help="a 2-D MedMNIST name or the path of an .npz file")
+    g.add_argument("--data", type=data.name, default="bloodmnist", help="a 2-D MedMNIST name, the path of an .npz file, or demo: synthetic cells that come along")
+    g.add_argument("--size", type=int, choices=data.SIZES, default=28, help="side of a named set's images, pixels (above 28: MedMNIST+)")
     g.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     g.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which part to train on and to compare with")
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
@@ -183,11 +241,14 @@ def add_shared_flags(p):
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
     g.add_argument("--out", type=Path, default=Path("out") / MODEL, metavar="DIR", help="folder of ckpt.pt, model.pt, samples, log.csv, fid.json")
     g.add_argument("--resume", action="store_true", help="go on from DIR/ckpt.pt")
+    g.add_argument("--save-every", type=number(int, 1), default=10, metavar="N", help="write ckpt.pt every N epochs or N minutes, whichever comes first")
     g.add_argument("--overwrite", action="store_true", help="train anew in a DIR that holds a run")
-    g.add_argument("--sample", type=number(int, 1), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
-    g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt)")
+    g.add_argument("--sample", type=number(int, 1, 10**6), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
+    g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt, else the one in checkpoints/)")
+    g.add_argument("--paper", action="store_true", help="the paper's settings for all that is not given; prints them")
+    g.add_argument("--plain", action="store_true", help="train as a tutorial does, to compare the speed: fp32, DataLoader over PIL images, no fused optimizer")
     g = p.add_argument_group("evaluation")
-    g.add_argument("--fid-runs", type=number(int, 0), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
+    g.add_argument("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
     g.add_argument("--fid-samples", type=number(int, 2), default=10000, metavar="N", help="real and generated images in each run")
     g.add_argument("--fid-seed", type=number(int, 0, 2**31), default=100, metavar="N", help="of the first run; each further run adds 100")
     g.add_argument("--dims", type=int, choices=fid.DIMS, default=2048, help="Inception features that the FID compares")
@@ -216,15 +277,19 @@ def device(text):
 
 def parse(p, argv):
     args = p.parse_args(argv)
-    args.class_counts = []
+    if args.paper:
+        p.set_defaults(**PAPER)
+        args = p.parse_args(argv)
+        print("the paper's settings: " + " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in PAPER))
+    args.class_counts, args.layout = [], torch.contiguous_format if args.plain else torch.channels_last
     if args.label is not None and not args.sample:
         p.error("--label goes with --sample")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt goes with --sample or --fid-runs")
     if args.dtype == "auto":
         has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}.get(args.device.type, bool)
-        args.dtype = "bf16" if has_bf16() else "fp32"
-    if sys.platform == "linux":  # keep freed memory: the next step asks for as much again
+        args.dtype = "bf16" if has_bf16() and not args.plain else "fp32"
+    if sys.platform == "linux" and not args.plain:  # keep freed memory: the next step asks for as much again
         ctypes.CDLL(None).mallopt(-4, 0)          # M_MMAP_MAX
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     return args
@@ -236,7 +301,8 @@ def autocast(args):
 
 def settings(args):
     """What makes a run what it is: model.pt carries it, and --resume goes on only where it is the same."""
-    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta guidance trained classes label".split()
+    other = ("root device out resume save_every overwrite sample ckpt paper plain layout fid_runs fid_samples fid_seed dims weights epochs "
+             "prior steps order eta guidance compile trained classes label").split()
     return {k: v for k, v in vars(args).items() if k not in other and v != []}
 
 
@@ -254,14 +320,24 @@ def rows_of_types(args):
     return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
+RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
+
+
 def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
+    if RANK:
+        return
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def save_grid(path, images, labels=None):
@@ -276,6 +352,7 @@ def save_grid(path, images, labels=None):
 def read(path, hint):
     """A checkpoint of this script; weights_only, so that no file can run code."""
     try:
+        data.check_zip(path)
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
         if ckpt["script"] != MODEL:
             raise ValueError(f"{ckpt['script']}.py wrote it")
@@ -287,12 +364,15 @@ def read(path, hint):
 
 
 def load(args):
-    """The trained network of --ckpt or DIR/model.pt, with the settings that it was trained with."""
-    path = args.ckpt or args.out / "model.pt"
+    """The trained network of --ckpt, DIR/model.pt or the one that comes along, with the settings that it was trained with."""
+    path, shipped = args.ckpt or args.out / "model.pt", Path(__file__).parent / "checkpoints" / f"{MODEL}.pt"
+    if not args.ckpt and not path.exists() and shipped.exists():
+        path = shipped
     ckpt = read(path, "train first, or name one with --ckpt")
+    print(f"the model of {path}, {ckpt.get('epochs', 0):g} epochs")
     try:
         args.trained = ckpt["settings"] | {"epochs": ckpt["epochs"]}
-        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "split", "seed", "dtype")})
+        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "size", "split", "seed", "dtype", "augment")})
         net = build(args)
         net.load_state_dict(ckpt["weights"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -336,6 +416,10 @@ def steps(args, images, labels, state, net, preview):
         print(f"resumed after epoch {start // per_epoch}, step {start % per_epoch}", flush=True)
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
+    need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
+    if free < need:
+        raise OSError(f"{args.out} has {free >> 20} MiB free, a checkpoint needs {need >> 20}; name another folder with --out")
+    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
 
     def checkpoint(step):
         check(epoch)
@@ -344,20 +428,20 @@ def steps(args, images, labels, state, net, preview):
             "step": step, "rows": rows, "records": torch.stack(records).cpu() if records else torch.empty(0),
             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(args.device) if args.device.type == "cuda" else None}
         save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))
-        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         save_grid(args.out / "samples.png", preview())
+        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         if rows:
             save_curve(args, rows)
         return time.time()
 
     stop, saved, last = [], time.time(), args.epochs * per_epoch
     for s in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(s, lambda number, frame: stop.append(number))
-    bar = tqdm(total=last, initial=start, disable=None, unit="step")
+        signal.signal(s, signal.SIG_IGN if RANK else lambda number, frame: stop.append(number))
+    bar, load_batches = tqdm(total=last, initial=start, disable=True if RANK else None, unit="step"), data.plain_batches if args.plain else data.batches
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
-        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment, labels), 1):
+        for i, x in enumerate(load_batches(images, args.batch_size, shuffle, args.augment, labels), 1):
             if i <= done:  # before the resume
                 continue
             step = epoch * per_epoch + i
@@ -369,8 +453,11 @@ def steps(args, images, labels, state, net, preview):
                 seconds = time.time() - began
                 rows.append([epoch + 1, *torch.stack(records).mean(0).tolist(), round(seconds, 2), round((len(images) - done * args.batch_size) / seconds, 1)])
                 records.clear()
-                save_log(args, rows, bar)
-            if stop or step == last or time.time() - saved > 60:
+                save_log(args, rows)
+                line = f"epoch {epoch + 1}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
+                bar.set_description(line) if not bar.disable else print(line, flush=True)
+            due = i == per_epoch and (epoch + 1) % args.save_every == 0 or time.time() - saved > 60 * args.save_every
+            if stop or step == last or due:
                 saved = checkpoint(step)
             if stop:
                 print(f"\n{MODEL}.py: stopped after epoch {step // per_epoch}, step {step % per_epoch}; the same command with --resume goes on", file=sys.stderr)
@@ -380,12 +467,10 @@ def steps(args, images, labels, state, net, preview):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def save_log(args, rows, bar):
-    """log.csv, a row an epoch; and a line of progress."""
-    lines = [",".join(("epoch", *LOSSES, "seconds", "images/s"))] + [",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows]
-    save(args.out / "log.csv", lambda file: file.write(("\n".join(lines) + "\n").encode()))
-    line = f"epoch {rows[-1][0]}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
-    bar.set_description(line) if not bar.disable else print(line, flush=True)
+def save_log(args, rows):
+    """log.csv, a row an epoch."""
+    lines = [("epoch", *LOSSES, "seconds", "images/s"), *((f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
+    save(args.out / "log.csv", lambda file: file.write("".join(",".join(line) + "\n" for line in lines).encode()))
 
 
 def save_curve(args, rows):
@@ -404,22 +489,26 @@ def save_curve(args, rows):
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-    fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
+    result = fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
+    save(args.out / "fid.json", lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
+    print(f"FID {result['fid']:.4g} ± {result['std']:.2g} ({args.fid_runs} runs)")
 
 
 def main(argv=None):
     args = get_args(argv)
     net = load(args) if args.sample or args.ckpt else train(args)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
         if args.label is not None and not args.class_counts:
             raise ValueError(f"--label {args.label}: the model was trained without --classes")
         labels = draw_labels(args, args.sample, args.seed)
+        args.out.mkdir(parents=True, exist_ok=True)
+        began = time.time()
         images = sample(net, args.sample, args, args.seed, labels)
+        seconds = time.time() - began
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
         save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
         save_grid(args.out / "samples.png", images, None if args.label else labels)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
     if args.fid_runs:
         evaluate(args, net)
 

@@ -11,8 +11,10 @@ The command and what the figure means: README.md. The diffusion itself is class 
 import argparse
 import copy
 import ctypes
+import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
@@ -30,83 +33,113 @@ import data
 import fid
 
 MODEL, LOSSES = "ddpm", ("loss",)
+PAPER = dict(schedule="linear", predict="epsilon", attention=False, lr=1e-4, warmup=0, ema=0, steps=0, order=1)
 
 
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("model")
     g.add_argument("--timesteps", type=number(int, 2, 10000), default=500, help="T, the number of noise levels")
-    g.add_argument("--schedule", choices=("linear", "cosine"), default="linear", help="how the noise grows with t")
-    g.add_argument("--depth", choices=tuple(WIDTHS), default="deeper", help="levels of the U-Net: two or three above the bottleneck")
-    g.add_argument("--ema", type=number(float, 0, 1), default=0.9999, help="decay of the averaged weights that draw the samples (the paper has none: 0)")
+    g.add_argument("--schedule", choices=("linear", "cosine"), default="cosine", help="how the noise grows with t (paper: linear)")
+    g.add_argument("--predict", choices=("v", "epsilon"), default="v", help="what the network learns to say: the noise, or a mix of noise and image (paper: epsilon)")
+    g.add_argument("--unet", choices=tuple(UNETS), default="deeper", help="the network: the paper's two depths, or one that starts from 2 x 2 patches, for a CPU")
+    g.add_argument("--attention", action=argparse.BooleanOptionalAction, default=True, help="self-attention at 7 x 7 and below (paper: none)")
     g = p.add_argument_group("training")
-    g.add_argument("--epochs", type=number(int, 1), default=500, help="passes over the data")
-    g.add_argument("--batch-size", type=number(int, 1), default=128, help="images per step")
-    g.add_argument("--lr", type=number(float, 0), default=1e-4, help="Adam's learning rate")
+    g.add_argument("--epochs", type=number(int, 1, 10**6), default=500, help="passes over the data")
+    g.add_argument("--batch-size", type=number(int, 1, 10**5), default=128, help="images per step")
+    g.add_argument("--lr", type=number(float, 0), default=1e-3, help="Adam's learning rate (paper: 1e-4)")
+    g.add_argument("--warmup", type=number(int, 0), default=500, metavar="STEPS", help="steps in which the learning rate grows; then it falls to 0 as a cosine. 0: constant (paper)")
+    g.add_argument("--min-snr", type=number(float, 0), default=0.0, metavar="GAMMA", help="cap of the loss's weight at low noise; 0: none (paper)")
+    g.add_argument("--ema", type=number(float, 0, 1), default=0.05, help="half-life of the averaged weights that draw the samples, as a share of the training so far; 0: none (paper)")
+    g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where the run is long enough to win back its minute")
     add_shared_flags(p)
     g = p.add_argument_group("sampling")
-    g.add_argument("--steps", type=number(int, 1), help="network evaluations of the DDIM sampler; without it all T steps of ancestral sampling")
+    g.add_argument("--steps", type=number(int, 0), default=20, help="network evaluations of the solver; 0: ancestral sampling, all T steps (paper)")
+    g.add_argument("--order", type=int, choices=(1, 2), default=2, help="of the solver: 1 is DDIM, 2 is DPM-Solver++")
+    g.add_argument("--eta", type=number(float, 0, 1), default=0.0, help="noise that the solver adds: 0 none, 1 as much as ancestral sampling")
     g.add_argument("--guidance", type=number(float, 0), default=0.0, help="of a model with --classes: how far to move from any image towards the class's")
-    g.add_argument("--eta", type=number(float, 0, 1), default=0.0, help="noise that DDIM adds: 0 none, 1 as much as ancestral sampling")
     args = parse(p, argv)
-    if args.steps and args.steps > args.timesteps:
+    if args.steps > args.timesteps:
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
+    if "RANK" in os.environ and not dist.is_initialized():  # torchrun: a process for each GPU, or several on a CPU
+        if args.device.type == "cuda":
+            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+        sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     return args
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-WIDTHS = {"baseline": (64, 128, 256), "deeper": (64, 128, 256, 512)}  # channels of each level, bottleneck last
+UNETS = {  # the side of the patches that the network starts from, and the channels of each level, bottleneck last
+    "baseline": (1, (64, 128, 256)), "deeper": (1, (64, 128, 256, 512)), "patches": (2, (96, 192, 256))}
 EMBED = 256
 
 
 class Block(nn.Module):
-    """Residual block: two 3 x 3 convolutions; the timestep shifts the features between them."""
+    """Residual block: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
 
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in, c_out, attention=False):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time = nn.Linear(EMBED, c_out)
+        self.condition = nn.Linear(EMBED, 2 * c_out)
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.attention = Attention(c_out) if attention else nn.Identity()
         nn.init.zeros_(self.conv2.weight)  # each block starts as its skip connection: deep nets train from step one
 
-    def forward(self, x, t):
+    def forward(self, x, c):
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time(t)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip(x) + h
+        scale, shift = self.condition(c)[:, :, None, None].chunk(2, 1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.attention(self.skip(x) + h)
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, heads of 64 channels (Vaswani et al., 2017)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.GroupNorm(8, channels), nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x):                                 # (B, C, h, w)
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)       # (B, heads, h w, 64)
+        return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
 class UNet(nn.Module):
-    def __init__(self, channels=3, depth="deeper", classes=0):
+    def __init__(self, channels=3, kind="deeper", classes=0, attention=True):
         super().__init__()
+        self.patch, (*widths, bottom) = UNETS[kind]
+        self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
         self.label = nn.Embedding.from_pretrained(torch.zeros(classes + 1, EMBED), freeze=False) if classes else None  # the last: no label
-        *widths, bottom = WIDTHS[depth]
-        self.embed = nn.Sequential(nn.Linear(widths[0], EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED), nn.SiLU())
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(Block(a, b) for a, b in zip([widths[0], *widths], widths))
-        self.middle = Block(widths[-1], bottom)
+        self.stem = nn.Conv2d(channels * self.patch ** 2, widths[0], 3, padding=1)
+        where = [False] * (len(widths) - 1) + [attention]  # attention from 7 x 7 on: above, it costs more than it gives
+        self.down = nn.ModuleList(Block(a, b, w) for a, b, w in zip([widths[0], *widths], widths, where))
+        self.middle = Block(widths[-1], bottom, attention)
         self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip([bottom, *widths[::-1]], widths[::-1]))
-        self.up = nn.ModuleList(Block(2 * w, w) for w in widths[::-1])
-        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1))
+        self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(widths[::-1], where[::-1]))
+        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels * self.patch ** 2, 3, padding=1))
         nn.init.zeros_(self.head[-1].weight)
 
     def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
-        t = self.embed(timestep_embedding(t, self.stem.out_channels))
-        t = t + self.label(y) if self.label else t
-        x, skips = self.stem(x), []
+        c = self.embed(timestep_embedding(t, EMBED))
+        c = F.silu(c + self.label(y) if self.label else c)
+        x, skips = self.stem(F.pixel_unshuffle(x, self.patch)), []
         for block in self.down:                           # 28 -> 14 -> 7 -> 4
-            x = block(x, t)
+            x = block(x, c)
             skips.append(x)
             x = F.avg_pool2d(x, 2, ceil_mode=True)
-        x = self.middle(x, t)                             # (B, 512, 4, 4)
+        x = self.middle(x, c)                             # (B, 512, 4, 4)
         for narrow, block in zip(self.narrow, self.up):   # 4 -> 7 -> 14 -> 28
             skip = skips.pop()
             x = F.interpolate(narrow(x), size=skip.shape[2:])
-            x = block(torch.cat([x, skip], 1), t)
-        return self.head(x)
+            x = block(torch.cat([x, skip], 1), c)
+        return F.pixel_shuffle(self.head(x), self.patch)
 
 
 def timestep_embedding(t, dim):
@@ -120,16 +153,16 @@ def timestep_embedding(t, dim):
 # Objective and sampling. alpha_bar[t] is the share of the signal's variance that is left at step t, t = 0 .. T-1.
 
 class Diffusion:
-    """The noising process and its reversal. A `model` here is any function (x_t, t) -> epsilon of x_t's shape."""
+    """The noising process and its reversal. A `model` here is any function (x_t, t) -> epsilon or v, of x_t's shape."""
 
-    def __init__(self, timesteps=500, schedule="linear", device="cpu"):
+    def __init__(self, timesteps=500, schedule="cosine", predict="v", device="cpu"):
         if schedule == "linear":                          # Ho et al. 2020
             betas = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64)
         else:                                             # cosine: Nichol & Dhariwal 2021, eq. 17
             s = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
             f = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
-        self.T, self.device = timesteps, device
+        self.T, self.predict_v, self.device = timesteps, predict == "v", device
         self.alpha_bar = torch.cumprod(1 - betas, 0).float().to(device)
 
     def q_sample(self, x0, t, epsilon):
@@ -137,22 +170,28 @@ class Diffusion:
         a = self.alpha_bar[t][:, None, None, None]
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
-    def loss(self, model, x0):
-        """E |epsilon - epsilon_theta(x_t, t)|^2 over t uniform and epsilon normal, Ho et al. eq. 14."""
-        t = torch.randint(self.T, (len(x0),), device=x0.device)
-        epsilon = torch.randn_like(x0)
-        return F.mse_loss(model(self.q_sample(x0, t, epsilon), t).float(), epsilon)
+    def loss(self, model, x0, t, epsilon, min_snr=0.0):
+        """E w |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al. eq. 14) or
+        v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022); the weight w is 1, or with min_snr = gamma
+        that of an error in x_0 that counts SNR = alpha_bar / (1 - alpha_bar) times, but gamma times at most (Hang et al. 2023)."""
+        a = self.alpha_bar[t][:, None, None, None]
+        target = a.sqrt() * epsilon - (1 - a).sqrt() * x0 if self.predict_v else epsilon
+        error = (model(self.q_sample(x0, t, epsilon), t).float() - target) ** 2
+        if min_snr:
+            snr = a / (1 - a)
+            error = error * snr.clamp(max=min_snr) / (snr + 1 if self.predict_v else snr)
+        return error.mean()
 
     def predict(self, model, x, t):
-        """epsilon and the image x_0 that it implies, kept in the range of images."""
-        a = self.alpha_bar[t]
-        epsilon = model(x, torch.full((len(x),), t, device=x.device)).float()
-        return epsilon, ((x - (1 - a).sqrt() * epsilon) / a.sqrt()).clamp(-1, 1)
+        """The image x_0 that the network sees in x_t, kept in the range of images."""
+        a, out = self.alpha_bar[t], model(x, torch.full((len(x),), t, device=x.device)).float()
+        x0 = a.sqrt() * x - (1 - a).sqrt() * out if self.predict_v else (x - (1 - a).sqrt() * out) / a.sqrt()
+        return x0.clamp(-1, 1)
 
     def ancestral(self, model, x, generator):
         """x_T -> x_0 through all T steps, each a draw from q(x_{t-1} | x_t, x_0), Ho et al. eq. 6 and 7."""
         for t in reversed(range(self.T)):
-            _, x0 = self.predict(model, x, t)
+            x0 = self.predict(model, x, t)
             a, a_prev = self.alpha_bar[t], self.alpha_bar[t - 1] if t else torch.ones((), device=x.device)
             beta = 1 - a / a_prev
             mean = a_prev.sqrt() * beta / (1 - a) * x0 + (1 - beta).sqrt() * (1 - a_prev) / (1 - a) * x
@@ -160,12 +199,23 @@ class Diffusion:
             x = mean + variance.sqrt() * torch.randn(x.shape, generator=generator, device=x.device)
         return x
 
-    def ddim(self, model, x, generator, steps, eta=0.0):
-        """x_T -> x_0 through `steps` of the T noise levels, Song et al. 2021 eq. 12 and 16; eta 0 is deterministic."""
-        times = torch.linspace(self.T - 1, 0, steps).round().int().tolist()
-        for t, t_prev in zip(times, [*times[1:], None]):
-            _, x0 = self.predict(model, x, t)
+    def solve(self, model, x, generator, steps, order=2, eta=0.0):
+        """x_T -> x_0 through `steps` of the T noise levels. Order 1 is DDIM (Song et al. 2021 eq. 12 and 16; eta 0 is
+        deterministic), the levels evenly spaced in t. Order 2 is DPM-Solver++ (2M, Lu et al. 2022, alg. 2): the same step with
+        an x_0 extrapolated from the last two, evenly spaced in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar))."""
+        levels, before = torch.logit(self.alpha_bar.double().cpu(), eps=1e-12) / 2, None
+        times = torch.linspace(self.T - 1, 0, steps).round().long()
+        if order == 2:                                    # below -5 nothing of the image is left to see
+            wanted = torch.linspace(max(levels[-1], -5), levels[0], steps, dtype=torch.float64)
+            times = (levels - wanted[:, None]).abs().argmin(1).unique().flip(0)
+            times[0] = self.T - 1
+        for t, t_prev in zip(times.tolist(), [*times[1:].tolist(), None]):
+            x0 = image = self.predict(model, x, t)
             a, a_prev = self.alpha_bar[t], self.alpha_bar[t_prev] if t_prev is not None else torch.ones((), device=x.device)
+            if order == 2 and before and t_prev is not None:  # the last step goes to lambda = infinity, at order 1
+                r = (levels[t] - levels[before[1]]) / (levels[t_prev] - levels[t])
+                x0 = image + (image - before[0]) / (2 * r.item())
+            before = image, t
             epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0, so that x stays on the noise level
             sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()
             x = a_prev.sqrt() * x0 + (1 - a_prev - sigma ** 2).clamp(min=0).sqrt() * epsilon
@@ -175,7 +225,7 @@ class Diffusion:
 
 
 def guided(model, y, w):
-    """epsilon for the class, w times further away from the epsilon for any image: (1 + w) e(x, y) - w e(x), Ho & Salimans 2022."""
+    """The prediction for the class, w times further away from that for any image: (1 + w) e(x, y) - w e(x), Ho & Salimans 2022."""
     if w == 0:
         return lambda x, t: model(x, t, y)
     none = torch.full_like(y, model.label.num_embeddings - 1)
@@ -184,24 +234,29 @@ def guided(model, y, w):
 
 @torch.inference_mode()
 def sample(model, n, args, seed, labels=None, n_steps=None, batch_size=500):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. n_steps: DDIM's, else --steps, else ancestral sampling."""
-    n_steps = min(n_steps or args.steps or 0, args.timesteps)
-    diffusion = Diffusion(args.timesteps, args.schedule, args.device)
-    generator = torch.Generator(args.device).manual_seed(seed)
-    images = torch.empty(n, *args.shape, dtype=torch.uint8)
+    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. n_steps: the solver's, else --steps, else ancestral sampling."""
+    n_steps = args.steps if n_steps is None else min(n_steps, args.timesteps)
+    diffusion = Diffusion(args.timesteps, args.schedule, args.predict, args.device)
+    images = torch.zeros(n, *args.shape, dtype=torch.uint8)
+    shared = WORLD > 1 and n > batch_size  # each process draws its share of the batches, the sum holds all
     for i in tqdm(range(0, n, batch_size), desc="sampling", disable=not sys.stderr.isatty() or n <= 64, leave=False):
-        x = torch.randn(min(batch_size, n - i), *args.shape, generator=generator, device=args.device)
-        x = x.contiguous(memory_format=torch.channels_last)
+        if shared and i // batch_size % WORLD != RANK:
+            continue
+        generator = torch.Generator(args.device).manual_seed(seed * 100003 + i)
+        x = torch.randn(min(batch_size, n - i), *args.shape, generator=generator, device=args.device).contiguous(memory_format=args.layout)
         net = guided(model, labels[i:i + batch_size].to(args.device), args.guidance) if labels is not None else model
         with autocast(args):
-            x = diffusion.ddim(net, x, generator, n_steps, args.eta) if n_steps else diffusion.ancestral(net, x, generator)
+            x = diffusion.solve(net, x, generator, n_steps, args.order, args.eta) if n_steps else diffusion.ancestral(net, x, generator)
         images[i:i + batch_size] = from_model(x).cpu()
-    return images
+    if shared:
+        images = images.to(args.device)
+        dist.all_reduce(images)
+    return images.cpu()
 
 
 def to_model(images):
     """uint8 [0, 255] -> float [-1, 1], what the network sees."""
-    return images.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
 def from_model(x):
@@ -214,34 +269,73 @@ def from_model(x):
 
 def build(args):
     """The network that draws the samples, from the settings that model.pt keeps."""
-    return UNet(args.shape[0], args.depth, len(args.class_counts)).to(args.device, memory_format=torch.channels_last)
+    return UNet(args.shape[0], args.unet, len(args.class_counts), args.attention).to(args.device, memory_format=args.layout)
 
 
 def train(args):
-    images, labels = data.load(args.data, args.root, args.split)
+    images, labels = data.load(args.data, args.root, args.split, args.size)
     args.shape = tuple(images.shape[1:])
     if args.classes:
         args.class_counts = labels.bincount().tolist()
     images, labels = images.to(args.device), labels.to(args.device)
 
     torch.manual_seed(args.seed)
-    diffusion = Diffusion(args.timesteps, args.schedule, args.device)
+    diffusion = Diffusion(args.timesteps, args.schedule, args.predict, args.device)
     model = build(args)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    state = {"model": model, "ema": ema, "optimizer": optimizer}
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=not args.plain, foreach=False)
+    state, last = {"model": model, "ema": ema, "optimizer": optimizer}, args.epochs * math.ceil(len(images) / args.batch_size)
+    net = compiled(args, nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model, last)
 
     for step, x, y in steps(args, images, labels, state, ema, lambda: sample(ema, 64, args, 0, rows_of_types(args), n_steps=20)):
+        x, share = to_model(x), slice(RANK, None, WORLD)  # every process draws the noise of the whole batch and takes its share
+        t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x)
         if args.classes:  # one in ten learns without its label, for --guidance
             y = torch.where(torch.rand(len(y), device=y.device) < 0.1, len(args.class_counts), y)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args, step / last, step)
         with autocast(args):
-            loss = diffusion.loss(lambda x, t: model(x, t, y), to_model(x))
+            loss = diffusion.loss(lambda x, t: net(x, t, y[share]), x[share], t[share], epsilon[share], args.min_snr)
+        loss = loss * (len(x[share]) * WORLD / len(x))  # the shares of a short batch differ in size; DDP takes the plain mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        update_ema(ema, model, min(args.ema, step / (step + 10)))  # a short memory while all is new
-        record(loss)
+        update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
+        record(mean_over_processes(loss))
     return ema
+
+
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
+
+
+def mean_over_processes(loss):
+    loss = loss.detach().clone()
+    if WORLD > 1:
+        dist.all_reduce(loss)
+    return loss / WORLD
+
+
+def compiled(args, net, n_steps):
+    """net through torch.compile; eager where the run is too short to win back the compiling, or where that fails."""
+    if args.compile == "off" or args.compile == "auto" and (args.plain or n_steps < 2000):
+        return net
+    fast = [torch.compile(net)]
+
+    def forward(*inputs):
+        try:
+            return fast[0](*inputs)
+        except Exception as error:  # no compiler, or one of its many failures
+            if fast[0] is net:
+                raise
+            print(f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); training goes on without it", file=sys.stderr)
+            fast[0] = net
+            return net(*inputs)
+    return forward
+
+
+def learning_rate(args, share, step):
+    """Grows over the first --warmup steps, then falls as a cosine to 0 at the end of the training (share 1)."""
+    return args.lr * min(1, step / args.warmup) * (0.5 + 0.5 * math.cos(math.pi * share)) if args.warmup else args.lr
 
 
 @torch.no_grad()
@@ -253,7 +347,8 @@ def update_ema(ema, model, decay):
 
 def add_shared_flags(p):
     g = p.add_argument_group("data, device and files")
-    g.add_argument("--data", type=data.name, default="bloodmnist", help="a 2-D MedMNIST name or the path of an .npz file")
+    g.add_argument("--data", type=data.name, default="bloodmnist", help="a 2-D MedMNIST name, the path of an .npz file, or demo: synthetic cells that come along")
+    g.add_argument("--size", type=int, choices=data.SIZES, default=28, help="side of a named set's images, pixels (above 28: MedMNIST+)")
     g.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     g.add_argument("--split", choices=("train", "val", "test", "all"), default="all", help="which part to train on and to compare with")
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
@@ -264,11 +359,14 @@ def add_shared_flags(p):
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
     g.add_argument("--out", type=Path, default=Path("out") / MODEL, metavar="DIR", help="folder of ckpt.pt, model.pt, samples, log.csv, fid.json")
     g.add_argument("--resume", action="store_true", help="go on from DIR/ckpt.pt")
+    g.add_argument("--save-every", type=number(int, 1), default=10, metavar="N", help="write ckpt.pt every N epochs or N minutes, whichever comes first")
     g.add_argument("--overwrite", action="store_true", help="train anew in a DIR that holds a run")
-    g.add_argument("--sample", type=number(int, 1), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
-    g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt)")
+    g.add_argument("--sample", type=number(int, 1, 10**6), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
+    g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt, else the one in checkpoints/)")
+    g.add_argument("--paper", action="store_true", help="the paper's settings for all that is not given; prints them")
+    g.add_argument("--plain", action="store_true", help="train as a tutorial does, to compare the speed: fp32, DataLoader over PIL images, no fused optimizer")
     g = p.add_argument_group("evaluation")
-    g.add_argument("--fid-runs", type=number(int, 0), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
+    g.add_argument("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
     g.add_argument("--fid-samples", type=number(int, 2), default=10000, metavar="N", help="real and generated images in each run")
     g.add_argument("--fid-seed", type=number(int, 0, 2**31), default=100, metavar="N", help="of the first run; each further run adds 100")
     g.add_argument("--dims", type=int, choices=fid.DIMS, default=2048, help="Inception features that the FID compares")
@@ -297,15 +395,19 @@ def device(text):
 
 def parse(p, argv):
     args = p.parse_args(argv)
-    args.class_counts = []
+    if args.paper:
+        p.set_defaults(**PAPER)
+        args = p.parse_args(argv)
+        print("the paper's settings: " + " ".join(f"--{k.replace('_', '-')} {getattr(args, k)}" for k in PAPER))
+    args.class_counts, args.layout = [], torch.contiguous_format if args.plain else torch.channels_last
     if args.label is not None and not args.sample:
         p.error("--label goes with --sample")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt goes with --sample or --fid-runs")
     if args.dtype == "auto":
         has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}.get(args.device.type, bool)
-        args.dtype = "bf16" if has_bf16() else "fp32"
-    if sys.platform == "linux":  # keep freed memory: the next step asks for as much again
+        args.dtype = "bf16" if has_bf16() and not args.plain else "fp32"
+    if sys.platform == "linux" and not args.plain:  # keep freed memory: the next step asks for as much again
         ctypes.CDLL(None).mallopt(-4, 0)          # M_MMAP_MAX
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     return args
@@ -317,7 +419,8 @@ def autocast(args):
 
 def settings(args):
     """What makes a run what it is: model.pt carries it, and --resume goes on only where it is the same."""
-    other = "root device out resume overwrite sample ckpt fid_runs fid_samples fid_seed dims weights epochs steps eta guidance trained classes label".split()
+    other = ("root device out resume save_every overwrite sample ckpt paper plain layout fid_runs fid_samples fid_seed dims weights epochs "
+             "prior steps order eta guidance compile trained classes label").split()
     return {k: v for k, v in vars(args).items() if k not in other and v != []}
 
 
@@ -335,14 +438,24 @@ def rows_of_types(args):
     return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
+RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
+
+
 def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
+    if RANK:
+        return
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def save_grid(path, images, labels=None):
@@ -357,6 +470,7 @@ def save_grid(path, images, labels=None):
 def read(path, hint):
     """A checkpoint of this script; weights_only, so that no file can run code."""
     try:
+        data.check_zip(path)
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
         if ckpt["script"] != MODEL:
             raise ValueError(f"{ckpt['script']}.py wrote it")
@@ -368,12 +482,15 @@ def read(path, hint):
 
 
 def load(args):
-    """The trained network of --ckpt or DIR/model.pt, with the settings that it was trained with."""
-    path = args.ckpt or args.out / "model.pt"
+    """The trained network of --ckpt, DIR/model.pt or the one that comes along, with the settings that it was trained with."""
+    path, shipped = args.ckpt or args.out / "model.pt", Path(__file__).parent / "checkpoints" / f"{MODEL}.pt"
+    if not args.ckpt and not path.exists() and shipped.exists():
+        path = shipped
     ckpt = read(path, "train first, or name one with --ckpt")
+    print(f"the model of {path}, {ckpt.get('epochs', 0):g} epochs")
     try:
         args.trained = ckpt["settings"] | {"epochs": ckpt["epochs"]}
-        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "split", "seed", "dtype")})
+        vars(args).update({k: v for k, v in args.trained.items() if k not in ("data", "size", "split", "seed", "dtype", "augment")})
         net = build(args)
         net.load_state_dict(ckpt["weights"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -417,6 +534,10 @@ def steps(args, images, labels, state, net, preview):
         print(f"resumed after epoch {start // per_epoch}, step {start % per_epoch}", flush=True)
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
+    need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
+    if free < need:
+        raise OSError(f"{args.out} has {free >> 20} MiB free, a checkpoint needs {need >> 20}; name another folder with --out")
+    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
 
     def checkpoint(step):
         check(epoch)
@@ -425,20 +546,20 @@ def steps(args, images, labels, state, net, preview):
             "step": step, "rows": rows, "records": torch.stack(records).cpu() if records else torch.empty(0),
             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(args.device) if args.device.type == "cuda" else None}
         save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))
-        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         save_grid(args.out / "samples.png", preview())
+        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         if rows:
             save_curve(args, rows)
         return time.time()
 
     stop, saved, last = [], time.time(), args.epochs * per_epoch
     for s in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(s, lambda number, frame: stop.append(number))
-    bar = tqdm(total=last, initial=start, disable=None, unit="step")
+        signal.signal(s, signal.SIG_IGN if RANK else lambda number, frame: stop.append(number))
+    bar, load_batches = tqdm(total=last, initial=start, disable=True if RANK else None, unit="step"), data.plain_batches if args.plain else data.batches
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
-        for i, x in enumerate(data.batches(images, args.batch_size, shuffle, args.augment, labels), 1):
+        for i, x in enumerate(load_batches(images, args.batch_size, shuffle, args.augment, labels), 1):
             if i <= done:  # before the resume
                 continue
             step = epoch * per_epoch + i
@@ -450,8 +571,11 @@ def steps(args, images, labels, state, net, preview):
                 seconds = time.time() - began
                 rows.append([epoch + 1, *torch.stack(records).mean(0).tolist(), round(seconds, 2), round((len(images) - done * args.batch_size) / seconds, 1)])
                 records.clear()
-                save_log(args, rows, bar)
-            if stop or step == last or time.time() - saved > 60:
+                save_log(args, rows)
+                line = f"epoch {epoch + 1}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
+                bar.set_description(line) if not bar.disable else print(line, flush=True)
+            due = i == per_epoch and (epoch + 1) % args.save_every == 0 or time.time() - saved > 60 * args.save_every
+            if stop or step == last or due:
                 saved = checkpoint(step)
             if stop:
                 print(f"\n{MODEL}.py: stopped after epoch {step // per_epoch}, step {step % per_epoch}; the same command with --resume goes on", file=sys.stderr)
@@ -461,12 +585,10 @@ def steps(args, images, labels, state, net, preview):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def save_log(args, rows, bar):
-    """log.csv, a row an epoch; and a line of progress."""
-    lines = [",".join(("epoch", *LOSSES, "seconds", "images/s"))] + [",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows]
-    save(args.out / "log.csv", lambda file: file.write(("\n".join(lines) + "\n").encode()))
-    line = f"epoch {rows[-1][0]}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
-    bar.set_description(line) if not bar.disable else print(line, flush=True)
+def save_log(args, rows):
+    """log.csv, a row an epoch."""
+    lines = [("epoch", *LOSSES, "seconds", "images/s"), *((f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
+    save(args.out / "log.csv", lambda file: file.write("".join(",".join(line) + "\n" for line in lines).encode()))
 
 
 def save_curve(args, rows):
@@ -485,22 +607,26 @@ def save_curve(args, rows):
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
-    fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
+    result = fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
+    save(args.out / "fid.json", lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
+    print(f"FID {result['fid']:.4g} ± {result['std']:.2g} ({args.fid_runs} runs)")
 
 
 def main(argv=None):
     args = get_args(argv)
     net = load(args) if args.sample or args.ckpt else train(args)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.sample:
         if args.label is not None and not args.class_counts:
             raise ValueError(f"--label {args.label}: the model was trained without --classes")
         labels = draw_labels(args, args.sample, args.seed)
+        args.out.mkdir(parents=True, exist_ok=True)
+        began = time.time()
         images = sample(net, args.sample, args, args.seed, labels)
+        seconds = time.time() - began
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
         save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
         save_grid(args.out / "samples.png", images, None if args.label else labels)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png")
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
     if args.fid_runs:
         evaluate(args, net)
 

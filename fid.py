@@ -4,6 +4,7 @@
     python fid.py A B --dims 768 --weights inception.pth    with a file of Inception's weights
     python fid.py bloodmnist                                the floor: real images against other real images
     python fid.py samples.npz bloodmnist --neighbours       does a generator hand out its training images?
+    python fid.py samples.npz bloodmnist --classifier       are its cells of the type that their labels say?
 
 Each set of images becomes a Gaussian over Inception features, and the FID is the distance between the two Gaussians.
 The features equal pytorch-fid's. Images come in one range only: uint8, or floats in [0, 1].
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
@@ -77,9 +79,9 @@ def statistics(x):
     return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1)
 
 
-def fid(images_a, images_b, dims=2048, weights="fid", device=None):
+def fid(images_a, images_b, dims=2048, weights="fid", device=None, amp=False):
     """The FID of two sets of images, each as features() takes them."""
-    a, b = (features(images, dims, weights, device) for images in (images_a, images_b))
+    a, b = (features(images, dims, weights, device, amp) for images in (images_a, images_b))
     return frechet_distance(*statistics(a), *statistics(b))
 
 
@@ -159,6 +161,8 @@ def read_weights(weights):
             raise FileNotFoundError(f"Inception's weights could not be fetched from {URLS[weights]} ({error}); fetch them by hand into "
                                     f"{torch.hub.get_dir()}/checkpoints, or name a file with --weights") from error
     try:
+        if zipfile.is_zipfile(weights):
+            data.check_zip(weights)
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {weights}; --weights is fid, imagenet or a file") from None
@@ -195,27 +199,35 @@ def check_images(images):
     return x if first else x.permute(0, 3, 1, 2)
 
 
-@torch.inference_mode()
-def features(images, dims=2048, weights="fid", device=None):
+def features(images, dims=2048, weights="fid", device=None, amp=False):
     """Inception features of images (see check_images), averaged over positions: float32 (N, dims).
 
-    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all of it in fp32.
+    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all of it in fp32, unless amp asks for bf16.
     """
-    images = check_images(images)
+    return extract(check_images(images), dims, weights, device, amp)
+
+
+@torch.inference_mode()
+def extract(images, dims, weights, device=None, amp=False):
+    """features() without the look at the range: floors() alone has a use for it, to show what a wrong range does."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = network(dims, weights).to(device, memory_format=torch.channels_last)
-    batch, out = 100 if device.type == "cuda" else 8, np.empty((len(images), dims), np.float32)  # 8 fit a CPU's cache
+    batch, out = 100 if device.type == "cuda" else 8, torch.zeros(len(images), dims, device=device)  # 8 fit a CPU's cache
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # a GPU would round its convolutions
     try:
-        for i in tqdm(range(0, len(images), batch), desc=f"Inception {dims}", unit="batch", disable=None, leave=False):
+        for i in tqdm(range(rank * batch, len(images), world * batch), desc=f"Inception {dims}", unit="batch", disable=None, leave=False):
             x = images[i:i + batch].to(device)
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
             x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-            out[i:i + batch] = net(2 * x - 1).mean((2, 3)).cpu()
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                out[i:i + batch] = net(2 * x - 1).float().mean((2, 3))
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
-    return out
+    if world > 1:  # each process has filled its rows
+        dist.all_reduce(out)
+    return out.cpu().numpy()
 
 
 def kept_features(images, dims, weights, device, folder):
@@ -248,8 +260,8 @@ def file_hash(path):
 
 def benchmark(draw, args):
     """The FID of args.fid_runs draws: run k, with seed fid_seed + 100 k, compares fid_samples real images drawn without
-    replacement with as many of draw(n, seed) -> uint8 (n, C, H, W). Writes args.out/fid.json, prints and returns it."""
-    real, _ = data.load(args.data, args.root, args.split)
+    replacement with as many of draw(n, seed) -> uint8 (n, C, H, W). Returns a dict with fid, std and all that says how they came about."""
+    real, _ = data.load(args.data, args.root, args.split, args.size)
     n, seeds = args.fid_samples, [args.fid_seed + 100 * k for k in range(args.fid_runs)]
     if n > len(real):
         raise ValueError(f"{n} real images are asked for, split {args.split} has {len(real)}; lower --fid-samples")
@@ -263,19 +275,15 @@ def benchmark(draw, args):
         fake = features(images, args.dims, args.weights, args.device)
         runs.append({"seed": seed, "fid": frechet_distance(*statistics(kept[chosen]), *statistics(fake)),
                      "sampling_seconds": round(drawn - began, 1), "fid_seconds": round(time.time() - drawn, 1)})
-        print(f"seed {seed}: FID {runs[-1]['fid']:.4f}", file=sys.stderr, flush=True)
+        print(f"seed {seed}: FID {runs[-1]['fid']:.4f}", flush=True)
     values = [run["fid"] for run in runs]
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{args.device} ({torch.get_num_threads()} threads)"
     result = {"fid": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, "runs": runs,
               "dims": args.dims, "weights": Path(args.weights).name, "weights_sha256": file_hash(args.weights), "real_images": n, "generated_images": n,
-              "data": args.data, "split": args.split, "data_sha256": file_hash(data.locate(args.data, args.root)),
-              "trained": args.trained, "sampler": {k: getattr(args, k) for k in ("dtype", "steps", "eta") if hasattr(args, k)},
+              "data": args.data, "split": args.split, "data_sha256": file_hash(data.locate(args.data, args.root, args.size)),
+              "trained": args.trained, "sampler": {k: getattr(args, k) for k in ("dtype", "prior", "steps", "order", "eta", "guidance") if hasattr(args, k)},
               "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), "device": device,
               "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in (torch, torchvision, np, scipy)}}}
-    tmp = args.out / "fid.json.tmp"
-    tmp.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(tmp, args.out / "fid.json")
-    print(f"FID {result['fid']:.4g} ± {result['std']:.2g} ({len(runs)} runs)")
     return result
 
 
@@ -300,41 +308,80 @@ def read_images(source, root=None):
             with np.load(path, allow_pickle=False) as file:
                 if "images" in file:
                     return check_images(file["images"])
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except data.UNREADABLE as error:
             raise ValueError(f"{path} is not a readable set of images: {error}") from None
     return data.load(str(source), root)[0]
 
 
+def real_parts(name, args):
+    """{split: (images, labels, features)} of a data set; its features are computed once and kept in args.cache."""
+    parts = {split: data.load(name, args.root, split) for split in data.SPLITS}
+    kept = kept_features(torch.cat([images for images, _ in parts.values()]), args.dims, args.weights, args.device, args.cache)
+    rows = torch.from_numpy(kept).split([len(images) for images, _ in parts.values()])
+    return {split: (*part, row) for (split, part), row in zip(parts.items(), rows)}
+
+
 def floors(args):
-    """What a perfect generator would score: FIDs of real images of set A against others of it, mean and std over the five seeds."""
-    real, sizes = data.load(args.a, args.root)[0], [len(data.load(args.a, args.root, split)[0]) for split in data.SPLITS]
-    kept = kept_features(real, args.dims, args.weights, args.device, args.cache)
+    """What a perfect generator would score: FIDs of real images of set A against others of it, mean and std over the five seeds.
+    And what the paper's slip gives perfect images: real images in [0, 1] against the same ones in [-1, 1]."""
+    real = real_parts(args.a, args)
+    train, test, kept = (x.numpy() for x in (real["train"][2], real["test"][2], torch.cat([rows for *_, rows in real.values()])))
 
     def distance(one, two):
         return frechet_distance(*statistics(one), *statistics(two))
-    found = {f"train part ({sizes[0]}) against test part ({sizes[2]})": [distance(kept[:sizes[0]], kept[-sizes[2]:])]}
-    for n in sorted({min(args.images, len(real) // 2), len(real) // 2}):
-        pairs = [np.random.default_rng(seed).permutation(len(real)) for seed in (100, 200, 300, 400, 500)]
+    found = {f"train part ({len(train)}) against test part ({len(test)})": [distance(train, test)]}
+    for n in sorted({min(args.images, len(kept) // 2), len(kept) // 2}):
+        pairs = [np.random.default_rng(seed).permutation(len(kept)) for seed in (100, 200, 300, 400, 500)]
         found[f"two disjoint draws of {n}"] = [distance(kept[order[:n]], kept[order[n:2 * n]]) for order in pairs]
+    n, images = min(args.images, len(kept)), torch.cat([images for images, *_ in real.values()])
+    chosen = np.random.default_rng(100).choice(len(kept), n, replace=False)
+    wrong = extract(images[chosen].float() / 127.5 - 1, args.dims, args.weights, args.device)
+    found[f"the same {n} images, once in [0, 1] and once in [-1, 1]: the paper's fault"] = [distance(kept[chosen], wrong)]
     return {"floors": {k: {"fid": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, "runs": v} for k, v in found.items()}}
 
 
 def neighbours(args):
     """Does set A hand out training images? The distance, in features, from each image of A to the nearest image of B's train
     part, beside the same for the real images of B's test part. Writes the eight closest pairs to <cache>/neighbours.png."""
-    images, (train, _), (test, _) = read_images(args.a, args.root), *(data.load(args.b, args.root, split) for split in ("train", "test"))
+    images, real = read_images(args.a, args.root), real_parts(args.b, args)
+    (train, _, b), held_out = real["train"], real["test"][2]
     a = torch.from_numpy(features(images, args.dims, args.weights, args.device))
-    b, held_out = (torch.from_numpy(kept_features(x, args.dims, args.weights, args.device, args.cache)) for x in (train, test))
     (near, which), (usual, _) = (torch.cdist(x, b).min(1) for x in (a, held_out))
     closest = near.argsort()[:8]
     pairs = torch.cat([images[closest], train[which[closest]]]).repeat_interleave(3, 2).repeat_interleave(3, 3)
     grid = torchvision.utils.make_grid(pairs, 8, padding=3, pad_value=255).permute(1, 2, 0).numpy()
-    Path(args.cache).mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid).save(Path(args.cache) / "neighbours.png")
     quantiles = torch.tensor([0.01, 0.1, 0.5])
-    return {"distance to the nearest training image at the quantiles 0.01, 0.1, 0.5": {"generated": near.quantile(quantiles).tolist(), "held-out real": usual.quantile(quantiles).tolist()},
+    return {"images": len(images),
+            "distance to the nearest training image at the quantiles 0.01, 0.1, 0.5": {"generated": near.quantile(quantiles).tolist(), "held-out real": usual.quantile(quantiles).tolist()},
             "share of the generated nearer than 0.99 of the held-out (0.01 if nothing is copied)": (near < usual.quantile(quantiles[0])).float().mean().item(),
             "pixel-identical to a training image": sum(bool((train == x).flatten(1).all(1).any()) for x in images)}
+
+
+def classifier(args):
+    """Do the images of A, an .npz file with labels, show the classes that their labels say? A linear classifier (multinomial
+    logistic regression) over the features learns B's train part; its accuracy on B's test part says what A's can mean."""
+    real, images = real_parts(args.b, args), read_images(args.a, args.root)
+    with np.load(args.a, allow_pickle=False) as file:
+        if "labels" not in file:
+            raise ValueError(f"{args.a} holds no labels; draw from a model that was trained with --classes")
+        labels = torch.from_numpy(file["labels"].reshape(-1).astype(np.int64))
+    sets = {"held-out real": real["test"][1:], "generated": (labels, torch.from_numpy(features(images, args.dims, args.weights, args.device)))}
+    y, x = real["train"][1:]
+    mean, std, classes = x.mean(0), x.std(0) + 1e-6, int(y.max()) + 1
+    layer = nn.Linear(x.shape[1], classes)
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = F.cross_entropy(layer((x - mean) / std), y) + 1e-3 * layer.weight.pow(2).sum()
+        value.backward()
+        return value
+    optimizer.step(loss)
+    right = {k: (layer((x - mean) / std).argmax(1) == y, y) for k, (y, x) in sets.items()}
+    return {f"accuracy on {k} images": {"all": hit.float().mean().item(), "of each class": [hit[y == c].float().mean().item() for c in range(classes)], "images": len(y)}
+            for k, (hit, y) in right.items()}
 
 
 def main(argv=None):
@@ -348,18 +395,25 @@ def main(argv=None):
     p.add_argument("--images", type=int, default=10000, metavar="N", help="images on each side of the floor, half of A at most")
     p.add_argument("--cache", default="out", metavar="DIR", help="where the features of real images are kept")
     p.add_argument("--neighbours", action="store_true", help="does A copy from B's train part? in comparison with B's test part")
+    p.add_argument("--classifier", action="store_true", help="are A's images of the classes that its labels say? by a classifier of B's train part")
+    p.add_argument("--amp", action="store_true", help="features in bf16: faster, and FID-768 off by some 3 %%")
     p.add_argument("--json", action="store_true", help="print all that there is to know, as JSON")
     args = p.parse_args(argv)
     about = {"dims": args.dims, "weights": Path(args.weights).name, "command": " ".join(["python", "fid.py", *(argv or sys.argv[1:])])}
+    if (args.neighbours or args.classifier) and args.b is None:
+        p.error("--neighbours and --classifier compare A with a data set B: name it")
     if args.neighbours:
         result = neighbours(args)
         lines = [f"{k}: {v}" for k, v in result.items()] + [f"{args.cache}/neighbours.png: the closest, over their nearest training images"]
+    elif args.classifier:
+        result = classifier(args)
+        lines = [f"{k}: {v['all']:.4f}, of each class {' '.join(f'{c:.3f}' for c in v['of each class'])}" for k, v in result.items()]
     elif args.b is None:
         result = floors(args)
         lines = [f"FID {v['fid']:.4g} ± {v['std']:.2g}  {k}" for k, v in result["floors"].items()]
     else:
         a, b = read_images(args.a, args.root), read_images(args.b, args.root)
-        result = {"fid": fid(a, b, args.dims, args.weights, args.device), "images": [len(a), len(b)]}
+        result = {"fid": fid(a, b, args.dims, args.weights, args.device, args.amp), "images": [len(a), len(b)]}
         lines = [f"FID {result['fid']:.4g}"]
     print(json.dumps(result | about | {"weights_sha256": file_hash(args.weights)}, indent=1) if args.json else "\n".join(lines))
 

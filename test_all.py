@@ -35,7 +35,7 @@ import fid
 
 HERE = Path(__file__).parent
 SCRIPTS = [cvae, dcgan, ddpm]
-SMALL = {cvae: [], dcgan: ["--g-steps", "1"], ddpm: ["--depth", "baseline", "--timesteps", "6", "--steps", "4"]}
+SMALL = {cvae: [], dcgan: ["--g-steps", "1"], ddpm: ["--unet", "patches", "--timesteps", "6", "--steps", "4"]}
 ROOT = Path(os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
 needs_data = pytest.mark.skipif(not (ROOT / "bloodmnist.npz").is_file(), reason=f"no bloodmnist.npz in {ROOT}; set MEDMNIST_ROOT")
 pytestmark = pytest.mark.filterwarnings("ignore:.*the covariance is singular", "ignore:The `disp` argument")
@@ -176,7 +176,9 @@ def test_root_is_the_argument_then_the_variable(tmp_path, monkeypatch):
     (dict(train_images=np.zeros((96, 28, 28, 3), np.float32)), "float"),
     ({f"{s}_images": np.zeros((n, 28, 28, 4), np.uint8) for s, n in zip(data.SPLITS, (96, 8, 8))}, "28, 4"),
     (dict(train_images=np.zeros((96, 64, 64, 3), np.uint8)), "differ in shape"),
-    (dict(train_labels=np.full((96, 1), -1)), "labels"),
+    (dict(train_labels=np.full((96, 1), -1)), "labels"), (dict(train_labels=np.full((96, 1), 10 ** 12)), "0 to 999"),
+    ({f"{s}_images": np.zeros((n, 30, 30), np.uint8) for s, n in zip(data.SPLITS, (96, 8, 8))}, "30 x 30"),
+    ({f"{s}_images": np.zeros((n, 28, 32), np.uint8) for s, n in zip(data.SPLITS, (96, 8, 8))}, "28 x 32"),
     (dict(train_labels=np.zeros((96, 1), np.float32)), "float"),
     (dict(train_images=np.array([{}] * 96, dtype=object)), "allow_pickle"),
 ])
@@ -247,7 +249,7 @@ def test_shapes_and_ranges_from_door_to_door(script, channels, size):
     assert torch.equal(((x - low) / (1 - low) * 255).round().to(torch.uint8), images)  # the range is [low, 1], and nothing is lost
     if script is cvae:
         mu, logvar = net.encode(x)
-        assert mu.shape == logvar.shape == (4, 64) and net.decode(mu).shape == x.shape
+        assert mu.shape == logvar.shape == (4, 128) and net.decode(mu).shape == x.shape
     elif script is dcgan:
         assert dcgan.Discriminator(args.shape)(x).shape == (4,) and net(torch.randn(4, 100)).shape == x.shape
     else:
@@ -271,13 +273,57 @@ def test_cvae_objective_is_the_bernoulli_likelihood_and_beta_kl():
     torch.manual_seed(0)
     net, x = cvae.VAE(), (torch.rand(5, 3, 28, 28) > 0.5).float()
     torch.manual_seed(1)
-    loss, bce, kl = cvae.objective(net, x, None, kl_weight=0.3)
+    loss, nll, kl = cvae.objective(net, x, None, 0.3, "bernoulli")
     torch.manual_seed(1)
     mu, logvar = net.encode(x)
     logits = net.decode(cvae.reparameterize(mu, logvar))
-    torch.testing.assert_close(bce, -torch.distributions.Bernoulli(logits=logits).log_prob(x).sum() / 5)
-    torch.testing.assert_close(loss, bce + 0.3 * kl)
+    torch.testing.assert_close(nll, -torch.distributions.Bernoulli(logits=logits).log_prob(x).sum() / 5)
+    torch.testing.assert_close(loss, nll + 0.3 * kl)
     torch.testing.assert_close(kl, cvae.kl_divergence(mu, logvar).mean())
+
+
+def test_the_gaussian_likelihood_has_the_width_that_makes_the_batch_most_likely():
+    torch.manual_seed(0)
+    logits, x = torch.randn(5, 3, 28, 28), torch.rand(5, 3, 28, 28)
+    ours = cvae.negative_log_likelihood(logits, x, "gaussian")
+    widths = torch.linspace(0.05, 1, 2000)
+    theirs = torch.stack([-torch.distributions.Normal(logits.sigmoid(), s).log_prob(x).sum() / 5 for s in widths])
+    assert ours.item() == pytest.approx(theirs.min().item(), rel=1e-4) and (ours <= theirs + 1e-2).all()
+
+
+def test_the_mixture_finds_the_clusters_that_made_the_points():
+    rng = np.random.default_rng(0)
+    weights, means = np.array([0.5, 0.3, 0.2]), np.array([[0, 0, 0], [6, 0, 3], [0, 8, -4]])
+    roots = rng.normal(size=(3, 3, 3)) * 0.5
+    which = rng.choice(3, 30000, p=weights)
+    z = means[which] + (roots[which] @ rng.normal(size=(30000, 3, 1)))[..., 0]
+    best = max((cvae.mixture(torch.tensor(z), 3, torch.Generator().manual_seed(s)) for s in range(5)), key=lambda m: likelihood(*m, z))
+    order = np.argsort(-best[0].numpy())
+    np.testing.assert_allclose(best[0][order], weights, atol=0.02)
+    np.testing.assert_allclose(best[1][order], means, atol=0.1)
+    np.testing.assert_allclose((best[2] @ best[2].mT)[order], roots @ roots.transpose(0, 2, 1), atol=0.15)
+
+
+def likelihood(weight, mean, root, z):
+    return np.mean(np.log(sum(w * stats.multivariate_normal(m, c).pdf(z) for w, m, c in zip(weight.numpy(), mean.numpy(), (root @ root.mT).numpy()))))
+
+
+def test_the_fitted_prior_draws_codes_like_those_of_the_data():
+    """Codes of two classes far from N(0, I): sample() must draw each class from its own mixture."""
+    args = cvae.get_args(["--latent-dim", "4", "--device", "cpu", "--dtype", "fp32", "--components", "2"])
+    args.shape, args.class_counts = (1, 28, 28), [50, 50]
+    torch.manual_seed(0)
+    model = cvae.build(args)
+    images, labels = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8), torch.arange(100) % 2
+    centre = torch.tensor([[9.0, 0, 0, 0], [0, -9.0, 0, 0]])
+    model.encode = lambda x, y: (centre[y], torch.full((len(x), 4), -4.0))
+    cvae.fit_prior(model, images, labels, args)
+    drawn = []
+    model.decode = lambda z, y: drawn.append(z) or torch.zeros(len(z), 1, 28, 28)
+    cvae.sample(model, 400, args, 0, torch.arange(400) % 2)
+    for k in (0, 1):
+        torch.testing.assert_close(drawn[0][k::2].mean(0), centre[k], atol=0.1, rtol=0)
+        torch.testing.assert_close(drawn[0][k::2].std(0), torch.full((4,), math.exp(-2)), atol=0.06, rtol=0)
 
 
 def test_gan_losses_are_the_papers():
@@ -289,14 +335,58 @@ def test_gan_losses_are_the_papers():
     torch.testing.assert_close(dcgan.generator_loss(fake), -q.log().mean())
 
 
+def test_r1_of_a_linear_discriminator_is_half_its_squared_weights():
+    w = torch.randn(3, 28, 28)
+    penalty = dcgan.gradient_penalty(lambda x, y: (x * w).sum((1, 2, 3)), torch.randn(5, 3, 28, 28))
+    torch.testing.assert_close(penalty, 0.5 * (w ** 2).sum())
+
+
+def test_diffaugment_moves_cuts_and_recolours_and_passes_gradients():
+    torch.manual_seed(0)
+    x = torch.rand(4000, 3, 28, 28, requires_grad=True)
+    y = dcgan.diffaugment(x)
+    dark = (y == 0).all(1).float().mean((1, 2))
+    # what moving by up to 3 and a hole of 14 x 14, centred anywhere, leave black on average
+    kept = np.mean([(28 - abs(a)) / 28 for a in range(-3, 4)]) ** 2
+    assert dark.mean().item() == pytest.approx(1 - kept * (1 - np.mean([np.mean(np.abs(np.arange(28) - c) < 7) for c in np.linspace(0, 28, 1000)]) ** 2), abs=0.02)
+    gradient, = torch.autograd.grad(y.sum(), x)
+    assert torch.equal((gradient != 0).any((1, 2, 3)), torch.ones(4000, dtype=torch.bool))
+    flat = dcgan.diffaugment(torch.full((4000, 3, 28, 28), 0.2))  # one grey: brightness alone changes it, by U(-0.5, 0.5)
+    shades = flat.amax((1, 2, 3)) - 0.2
+    assert stats.kstest(shades[shades > -0.2].numpy(), stats.uniform(-0.2, 0.7).cdf).pvalue > 1e-3
+
+
+def test_spectral_norm_bounds_each_layer():
+    net = dcgan.Discriminator(classes=8)
+    for _ in range(50):
+        net(torch.randn(8, 3, 28, 28), torch.arange(8))
+    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
+    assert len(layers) == 6
+    for layer in layers:
+        assert torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+
+
 def test_paper_sized_networks():
     """The paper's deeper U-Net has 7.76 M parameters and 0.85 GFLOP; this one is its sibling, not its copy."""
     from torch.utils.flop_counter import FlopCounterMode
-    net = ddpm.UNet()
+    net = ddpm.UNet(attention=False)
     with FlopCounterMode(display=False) as counter:
         net(torch.randn(1, 3, 28, 28), torch.zeros(1))
-    assert 7e6 < sum(p.numel() for p in net.parameters()) < 8.5e6
+    assert 7e6 < sum(p.numel() for p in net.parameters()) < 9e6
     assert 0.8e9 < counter.get_total_flops() < 1.1e9
+
+
+def test_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    ours, theirs = ddpm.Attention(128), nn.MultiheadAttention(128, 2, batch_first=True)
+    nn.init.normal_(ours.out.weight)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.qkv.weight[:, :, 0, 0]), theirs.in_proj_bias.copy_(ours.qkv.bias)
+        theirs.out_proj.weight.copy_(ours.out.weight[:, :, 0, 0]), theirs.out_proj.bias.copy_(ours.out.bias)
+        x = torch.randn(3, 128, 7, 7)
+        tokens = ours.norm(x).flatten(2).transpose(1, 2)
+        expected = x + theirs(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
+        torch.testing.assert_close(ours(x), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -328,41 +418,72 @@ def test_schedules():
 MEAN, STD = 0.2, 0.15
 
 
-def toy_epsilon(diffusion):
-    """The exact epsilon for data from N(MEAN, STD^2), where it is known in closed form."""
+def toy(diffusion):
+    """The exact prediction for data from N(MEAN, STD^2), where it is known in closed form."""
     def model(x, t):
         a = diffusion.alpha_bar[t][:, None, None, None]
-        return (1 - a).sqrt() * (x - a.sqrt() * MEAN) / (a * STD ** 2 + 1 - a)
+        epsilon = (1 - a).sqrt() * (x - a.sqrt() * MEAN) / (a * STD ** 2 + 1 - a)
+        return (epsilon - (1 - a).sqrt() * x) / a.sqrt() if diffusion.predict_v else epsilon  # v = (epsilon - sigma x) / alpha
     return model
 
 
-def test_ddim_at_eta_1_with_all_steps_is_ancestral_sampling():
-    d = ddpm.Diffusion(200, "cosine")
+@pytest.mark.parametrize("predict", ["epsilon", "v"])
+def test_the_solver_at_eta_1_with_all_steps_is_ancestral_sampling(predict):
+    d = ddpm.Diffusion(200, "cosine", predict)
     start = torch.randn(20000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    ancestral = d.ancestral(toy_epsilon(d), start, torch.Generator().manual_seed(1)).flatten()
-    ddim = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(2), 200, eta=1.0).flatten()
+    ancestral = d.ancestral(toy(d), start, torch.Generator().manual_seed(1)).flatten()
+    ddim = d.solve(toy(d), start, torch.Generator().manual_seed(2), 200, order=1, eta=1.0).flatten()
     assert stats.ks_2samp(ancestral, ddim).pvalue > 1e-3
     for x in (ancestral, ddim):
         assert x.mean().item() == pytest.approx(MEAN, abs=0.01) and x.std().item() == pytest.approx(STD, rel=0.1)
-    same_noise = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(1), 200, eta=1.0).flatten()
+    same_noise = d.solve(toy(d), start, torch.Generator().manual_seed(1), 200, order=1, eta=1.0).flatten()
     torch.testing.assert_close(same_noise, ancestral, atol=1e-3, rtol=0)
 
 
-def test_ddim_at_eta_0_is_deterministic_and_draws_the_data():
-    d = ddpm.Diffusion(200, "cosine")
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_solver_at_eta_0_is_deterministic_and_draws_the_data(order):
+    d = ddpm.Diffusion(200, "cosine", "v")
     start = torch.randn(20000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    a = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(1), 50)
-    b = d.ddim(toy_epsilon(d), start, torch.Generator().manual_seed(2), 50)
+    a = d.solve(toy(d), start, torch.Generator().manual_seed(1), 50, order)
+    b = d.solve(toy(d), start, torch.Generator().manual_seed(2), 50, order)
     assert torch.equal(a, b)
     assert a.mean().item() == pytest.approx(MEAN, abs=0.01) and a.std().item() == pytest.approx(STD, rel=0.1)
 
 
-def test_ddpm_loss_is_zero_for_the_true_noise():
-    d = ddpm.Diffusion(100, "linear")
-    x0 = torch.rand(64, 3, 8, 8) * 2 - 1
-    oracle = lambda x, t: (x - d.alpha_bar[t][:, None, None, None].sqrt() * x0) / (1 - d.alpha_bar[t][:, None, None, None]).sqrt()
-    assert d.loss(oracle, x0).item() < 1e-5
-    assert d.loss(lambda x, t: torch.zeros_like(x), x0).item() == pytest.approx(1, rel=0.05)
+def test_the_second_order_is_nearer_to_the_exact_path():
+    """For Gaussian data the probability-flow ODE has a closed form: x keeps its distance from the mean in standard deviations."""
+    d = ddpm.Diffusion(1000, "cosine", "v")
+    start = torch.linspace(-2, 2, 41).reshape(-1, 1, 1, 1)
+    a = d.alpha_bar[-1]
+    exact = MEAN + STD * (start - a.sqrt() * MEAN) / (a * STD ** 2 + 1 - a).sqrt()
+    errors = {(order, n): (d.solve(toy(d), start, None, n, order) - exact).abs().mean().item() for order in (1, 2) for n in (20, 40, 80)}
+    assert errors[2, 20] < errors[1, 20] / 2 and errors[2, 40] < errors[1, 40] / 2
+    assert errors[1, 80] < errors[1, 40] < errors[1, 20]
+
+
+def test_ddpm_loss():
+    d, v = ddpm.Diffusion(100, "linear", "epsilon"), ddpm.Diffusion(100, "linear", "v")
+    x0, t, epsilon = torch.rand(64, 3, 8, 8) * 2 - 1, torch.randint(100, (64,)), torch.randn(64, 3, 8, 8)
+    a = d.alpha_bar[t][:, None, None, None]
+    truth = lambda x, t: (x - a.sqrt() * x0) / (1 - a).sqrt()
+    assert d.loss(truth, x0, t, epsilon).item() < 1e-5
+    assert v.loss(lambda x, t: a.sqrt() * truth(x, t) - (1 - a).sqrt() * x0, x0, t, epsilon).item() < 1e-5
+    assert d.loss(lambda x, t: torch.zeros_like(x), x0, t, epsilon).item() == pytest.approx((epsilon ** 2).mean().item())
+    # both are an error in x0: e of it is e alpha / sigma in epsilon, e / sigma in v; min-SNR weighs it by SNR, 5 at most
+    off = 0.1 * torch.randn_like(x0)
+    snr, sigma = a / (1 - a), (1 - a).sqrt()
+    expected = (snr.clamp(max=5) * off ** 2).mean().item()
+    assert d.loss(lambda x, t: truth(x, t) - off * a.sqrt() / sigma, x0, t, epsilon, 5.0).item() == pytest.approx(expected, rel=1e-3)
+    assert v.loss(lambda x, t: a.sqrt() * truth(x, t) - sigma * x0 - off / sigma, x0, t, epsilon, 5.0).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_learning_rate_rises_and_falls():
+    args = ddpm.get_args(["--lr", "0.5", "--warmup", "10", "--device", "cpu"])
+    rates = [ddpm.learning_rate(args, step / 100, step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.05, rel=0.01) and np.argmax(rates) == 9 and rates[-1] == pytest.approx(0, abs=1e-9)
+    assert rates[49] == pytest.approx(0.25)
+    args.warmup = 0
+    assert ddpm.learning_rate(args, 0.9, 90) == 0.5
 
 
 def test_ema_is_the_weighted_mean():
@@ -384,7 +505,7 @@ def test_losses_fall_on_real_cells(tmp_path, script, epochs, column):
         parts = {f"{s}_{k}": file[f"{s}_{k}"][:256 if s == "train" else 64] for s in data.SPLITS for k in ("images", "labels")}
     np.savez(tmp_path / "real.npz", **parts)
     script.main(["--data", f"{tmp_path}/real.npz", "--epochs", str(epochs), "--batch-size", "32", "--lr", "1e-3", "--out", f"{tmp_path}/out",
-                 "--device", "cpu", *SMALL[script], *(["--timesteps", "500"] if script is ddpm else [])])
+                 "--device", "cpu", *SMALL[script], *(["--timesteps", "500", "--warmup", "10"] if script is ddpm else [])])
     names, values = rows(tmp_path / "out")
     losses = [row[names.index(column)] for row in values]
     assert len(losses) == epochs and losses[-1] < 0.95 * losses[0]
@@ -495,6 +616,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
 
 @pytest.mark.parametrize("argv, words", [
     (["--epochs", "0"], "--epochs"), (["--epochs", "many"], "many"), (["--lr", "-1"], "--lr"), (["--lr", "nan"], "--lr"), (["--batch-size", "1.5"], "1.5"),
+    (["--epochs", str(10 ** 30)], "--epochs"), (["--batch-size", "0"], "--batch-size"), (["--seed", "-1"], "--seed"), (["--save-every", "0"], "--save-every"),
+    (["--size", "29"], "--size"), (["--fid-runs", "-1"], "--fid-runs"), (["--fid-samples", "1"], "--fid-samples"), (["--split", "none"], "--split"),
+    (["--label", "6"], "--sample"), (["--sample", str(10 ** 12)], "--sample"), (["--dtype", "fp64"], "--dtype"), (["--weights"], "--weights"),
     (["--data", "cells"], "bloodmnist"), (["--data", "vesselmnist3d"], "3-D"), (["--device", "cuda:77"], "cuda:77"), (["--device", "abacus"], "abacus"),
     (["--dims", "100"], "--dims"), (["--sample", "0"], "--sample"), (["--ckpt", "x.pt"], "--sample"), (["--frobnicate"], "frobnicate")])
 def test_bad_usage_exits_with_2_before_anything_is_written(argv, words, tmp_path, capsys):
@@ -509,6 +633,179 @@ def test_a_checkpoint_of_the_training_is_not_one_to_draw_from(tmp_path, small):
     cvae.main(["--data", small, "--out", str(tmp_path), "--epochs", "1", "--device", "cpu"])
     with pytest.raises(ValueError, match="ckpt.pt holds no network.*model.pt"):
         cvae.main(["--ckpt", str(tmp_path / "ckpt.pt"), "--sample", "4", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("script, argv", [(script, [flag, value]) for script, flags in {
+    cvae: ("--latent-dim 0", "--latent-dim 100000", "--kl-weight -1", "--kl-weight nan", "--prior flat", "--components 0", "--decoder x", "--likelihood x"),
+    dcgan: ("--latent-dim 0", "--label-smoothing 0.6", "--g-steps 0", "--r1 -1", "--start 4", "--d-norm x", "--d-lr inf_", "--ema 2", "--batch-size 1"),
+    ddpm: ("--timesteps 1", "--timesteps 100000", "--steps 501", "--steps -1", "--eta 1.1", "--order 3", "--guidance -1", "--unet x", "--predict x",
+           "--schedule x", "--warmup -1", "--min-snr -1", "--ema -0.1", "--compile maybe")}.items() for flag, value in (f.split() for f in flags)])
+def test_wrong_values_of_each_scripts_own_flags(script, argv, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main([*argv, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and argv[0] in error and argv[1] in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_paper_sets_the_papers_settings_and_says_so(script, capsys):
+    paper, own = script.get_args(["--paper", "--device", "cpu"]), script.get_args(["--device", "cpu"])
+    printed = capsys.readouterr().out
+    changed = {k for k in vars(own) if vars(own)[k] != vars(paper)[k]} - {"paper"}
+    assert changed == set(script.PAPER) and all(f"--{k.replace('_', '-')} {v}" in printed for k, v in script.PAPER.items())
+    assert script.get_args(["--paper", "--lr", "0.25", "--device", "cpu"]).lr == 0.25  # what is given wins
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_plain_loop_trains_the_same_model(script, tmp_path, small):
+    """--plain changes how fast, not what: the first epoch's losses agree but for the order of the images."""
+    losses = []
+    for out, more in (("a", ["--dtype", "fp32"]), ("b", ["--plain"])):
+        script.main(["--data", small, "--out", str(tmp_path / out), "--device", "cpu", "--epochs", "1", "--batch-size", "16", *SMALL[script], *more])
+        losses.append(rows(tmp_path / out)[1][0][1])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    seen = [x for x, _ in data.plain_batches(data.load(small)[0], 16, torch.Generator().manual_seed(0), False, data.load(small)[1])]
+    assert sorted(x.sum().item() for x in torch.cat(seen)) == sorted(x.sum().item() for x in data.load(small)[0])
+
+
+def test_a_kill_between_two_checkpoints_costs_nothing_but_time(tmp_path, small):
+    """kill -9 at any moment, many times over: the files are those of a run in one go."""
+    def command(out):
+        return ["--data", small, "--out", f"{tmp_path}/{out}", "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--latent-dim", "8",
+                "--epochs", "30", "--save-every", "1"]
+    cvae.main(command("a"))
+    rng, killed, threads = np.random.default_rng(0), 0, {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    while not (done := tmp_path / "b" / "ckpt.pt").exists() or torch.load(done, weights_only=True)["step"] < 30 * 7:
+        assert killed < 20
+        process = subprocess.Popen([sys.executable, "-u", HERE / "cvae.py", *command("b"), *(["--resume"] if done.exists() else [])],
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | threads)
+        for _ in range(rng.integers(4, 12)):  # lines of epochs
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+        killed += 1
+    cvae.main([*command("b"), "--resume"])
+    assert killed > 2 and (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
+    assert [row[:-2] for row in rows(tmp_path / "a")[1]] == [row[:-2] for row in rows(tmp_path / "b")[1]]
+
+
+def test_disks_and_folders_that_take_no_checkpoint(tmp_path, small):
+    common = ["--data", small, "--device", "cpu", "--epochs", "1"]
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        one_line(run(cvae, *common, "--out", out, check=False), 1, str(out))
+    with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=1 << 20)):
+        with pytest.raises(OSError, match="1 MiB free, a checkpoint needs"):
+            cvae.main([*common, "--out", str(tmp_path / "full")])
+    if sys.platform == "linux":  # a disk that is full in mid-run: no file may pass 1 MB
+        import resource
+        run(cvae, *common, "--out", tmp_path / "run")
+        before = (tmp_path / "run" / "ckpt.pt").read_bytes()
+        done = run(cvae, *common[:-1], "2", "--resume", "--out", tmp_path / "run", check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6)))
+        one_line(done, 1, "File too large")
+        assert (tmp_path / "run" / "ckpt.pt").read_bytes() == before and not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_sets_of_medmnist_plus(script, channels, tmp_path, inception_file):
+    """--size 64 finds MedMNIST+'s file; size and channels come from the data, up to the FID."""
+    fake_set(tmp_path / "bloodmnist_64.npz", n=(24, 8, 8), size=64, channels=channels)
+    small = ["--timesteps", "4", "--steps", "2", "--unet", "patches"] if script is ddpm else []
+    script.main(["--root", str(tmp_path), "--size", "64", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "out"), *small,
+                 "--fid-runs", "1", "--fid-samples", "8", "--dims", "64", "--weights", inception_file])
+    assert np.isfinite(json.loads((tmp_path / "out" / "fid.json").read_text())["fid"])
+    script.main(["--sample", "3", "--out", str(tmp_path / "out"), "--device", "cpu", *small])
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        assert file["images"].shape == (3, 64, 64, channels)
+
+
+def torchrun(n, *argv, **kwargs):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", f"--master_port={29500 + os.getpid() % 500}", HERE / "ddpm.py", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path, small, inception_file):
+    common = ["--data", small, "--device", "cpu", "--dtype", "fp32", "--epochs", "2", "--batch-size", "16", "--classes", "--unet", "patches", "--warmup", "4",
+              "--timesteps", "6", "--steps", "3", "--fid-runs", "1", "--fid-samples", "50", "--dims", "64", "--weights", inception_file]
+    run(ddpm, *common, "--out", tmp_path / "one")
+    process = torchrun(2, *common, "--out", tmp_path / "two")
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert out.count("epoch 2/2") == 1  # one process speaks
+    one, two = (np.array(rows(tmp_path / n)[1])[:, 1] for n in ("one", "two"))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+    a, b = (torch.load(tmp_path / n / "model.pt", weights_only=True)["weights"] for n in ("one", "two"))
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], atol=1e-3, rtol=1e-2)
+    a, b = (json.loads((tmp_path / n / "fid.json").read_text())["fid"] for n in ("one", "two"))
+    assert a == pytest.approx(b, rel=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_a_dead_worker_ends_the_run_and_leaves_a_checkpoint(tmp_path, small):
+    process = torchrun(2, "--data", small, "--device", "cpu", "--epochs", 1000, "--save-every", 1, "--unet", "patches", "--timesteps", 6, "--out", tmp_path)
+    try:
+        while "epoch 2/" not in process.stdout.readline():
+            assert process.poll() is None
+        workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and f"--out\0{tmp_path}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and int(pid) != process.pid]
+        os.kill(max(workers), signal.SIGKILL)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode != 0 and "Signal 9" in errors
+    finally:
+        process.kill()
+    assert torch.load(tmp_path / "ckpt.pt", weights_only=True)["step"] >= 1
+
+
+def spoilt(raw, rng):
+    """A few bytes changed, cut out, doubled or cut off."""
+    raw = bytearray(raw)
+    at, n = int(rng.integers(len(raw))), int(rng.integers(1, 64))
+    match rng.integers(4):
+        case 0:
+            raw[at:at + n] = rng.integers(0, 256, n, dtype=np.uint8).tobytes()[:len(raw) - at]
+        case 1:
+            del raw[at:at + n]
+        case 2:
+            raw[at:at] = raw[at:at + n]
+        case 3:
+            del raw[at:]
+    return bytes(raw)
+
+
+def test_fuzz_of_what_is_read(tmp_path, inception_file):
+    """Hundreds of spoilt copies of good files: the right contents come out, or one line that names the file."""
+    good = fake_set(tmp_path / "good.npz", n=(6, 2, 2))
+    images, labels = data.load(good)
+    np.savez_compressed(tmp_path / "samples.npz", images=images.permute(0, 2, 3, 1).numpy())
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "cell.png")
+    args = cvae.get_args(["--latent-dim", "2", "--device", "cpu", "--sample", "1", "--ckpt", str(tmp_path / "bad.pt")])
+    args.shape = (3, 28, 28)
+    net = cvae.build(args)
+    torch.save({"script": "cvae", "settings": cvae.settings(args), "epochs": 1.0, "weights": net.state_dict()}, tmp_path / "model.pt")
+
+    def folder():
+        return fid.read_images(tmp_path / "pictures")
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(images[1].permute(1, 2, 0).numpy()).save(tmp_path / "pictures" / "a.png")
+    readers = {  # file: the copy that is spoilt, what reads it, whether what it gave is right
+        "good.npz": ("bad.npz", lambda path: data.load(str(path)), lambda got: torch.equal(got[0], images) and torch.equal(got[1], labels)),
+        "samples.npz": ("bad.npz", fid.read_images, lambda got: torch.equal(got, images)),
+        "cell.png": ("pictures/b.png", lambda path: folder(), lambda got: len(got) == 2),
+        "model.pt": ("bad.pt", lambda path: cvae.load(args), lambda got: all(torch.equal(a, b) for a, b in zip(got.state_dict().values(), net.state_dict().values()))),
+    }
+    rng, refused = np.random.default_rng(0), 0
+    for name, (copy, reader, right) in readers.items():
+        raw = (tmp_path / name).read_bytes()
+        for _ in range(100):
+            (tmp_path / copy).write_bytes(spoilt(raw, rng))
+            try:
+                assert right(reader(tmp_path / copy)), name
+            except (ValueError, OSError) as error:
+                refused += 1
+                assert "\n" not in str(error) and str(tmp_path) in str(error), error
+    assert refused > 200
 
 
 def test_files_that_are_no_checkpoints(tmp_path, small, inception_file):
@@ -552,7 +849,7 @@ def test_classes(script, tmp_path, small, capsys):
 
 def test_guidance_moves_away_from_no_label():
     torch.manual_seed(0)
-    net, x, t, y = ddpm.UNet(1, "baseline", classes=8), torch.randn(3, 1, 28, 28), torch.arange(3), torch.tensor([1, 2, 3])
+    net, x, t, y = ddpm.UNet(1, "patches", classes=8), torch.randn(3, 1, 28, 28), torch.arange(3), torch.tensor([1, 2, 3])
     for p in net.parameters():
         nn.init.normal_(p, 0, 0.1)
     with torch.no_grad():
@@ -749,14 +1046,19 @@ def test_real_cells_are_near_each_other_and_far_from_noise():
 # ---- bench.sh and the repository -------------------------------------------------------------------------------------------------
 
 def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, inception_file):
-    settings = os.environ | dict(PYTHON=sys.executable, OUT=str(tmp_path), DATA=small, SPLIT="all", EPOCHS="1", DIMS="64", WEIGHTS=inception_file, DEVICE="cpu", FID_SAMPLES="70", SAMPLER="--steps 2")
+    settings = os.environ | dict(PYTHON=sys.executable, OUT=str(tmp_path), DATA=small, SPLIT="all", EPOCHS="1", DIMS="64", WEIGHTS=inception_file, DEVICE="cpu", FID_SAMPLES="70",
+                                 CVAE="--classes", DCGAN="--classes", DDPM="--classes --unet patches --timesteps 20 --steps 4")
     first = subprocess.run(["bash", HERE / "bench.sh", "quick"], env=settings, capture_output=True, text=True, timeout=280)
     assert first.returncode == 0, first.stderr
     table = (tmp_path / "quick" / "results.md").read_text()
     for script in SCRIPTS:
         result = json.loads((tmp_path / "quick" / script.MODEL / "fid.json").read_text())
         assert re.search(rf"^\| {script.MODEL} \| 1 \| 64, .*\*\*{result['fid']:.4g} ± {result['std']:.2g}\*\* \| 2 x 70 \| sampling \(1 training\)", table, re.M)
-    assert first.stdout.endswith(f"{tmp_path}/quick/cells.png\n") and table in first.stdout
+    assert table in first.stdout
+    for name, size in (("cells", (56 + 16 * 58, 4 * (2 * 58 + 6))), ("types", (16 + 20 * 58, 8 * (58 + 6)))):
+        with Image.open(tmp_path / "quick" / f"{name}.png") as picture:
+            assert picture.size == size
+    assert (tmp_path / "quick" / "denoising.png").exists()
 
     (tmp_path / "quick" / "cvae" / "fid.json").unlink()  # stopped before the measuring: the training is not done again
     model = (tmp_path / "quick" / "cvae" / "model.pt").read_bytes()
