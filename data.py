@@ -138,13 +138,13 @@ def batches(images, batch_size, generator, augment=False, labels=None):
     generator: a CPU torch.Generator; the same state gives the same epoch.
     augment: each image gets one of the eight flips and quarter turns of the square (a cell has no up or left).
     """
-    order = torch.randperm(len(images), generator=generator)
-    turns = torch.rand(3, len(images), generator=generator) < 0.5 if augment else None
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    turns = (torch.rand(3, len(images), generator=generator) < 0.5).to(images.device) if augment else None
     for i in range(0, len(images), batch_size):
-        chosen = order[i:i + batch_size].to(images.device)
+        chosen = order[i:i + batch_size]
         x = images[chosen]
         if augment:
-            across, down, swap = turns[:, i:i + batch_size, None, None, None].to(images.device)
+            across, down, swap = turns[:, i:i + batch_size, None, None, None]
             x = torch.where(across, x.flip(3), x)
             x = torch.where(down, x.flip(2), x)
             x = torch.where(swap, x.transpose(2, 3), x)

@@ -1032,6 +1032,24 @@ def test_neighbours_find_copies(tmp_path, inception_file, capsys):
         assert picture.size == (8 * 87 + 3, 2 * 87 + 3)
 
 
+def test_the_classifier_tells_labels_that_are_right_from_wrong_ones(tmp_path, inception_file, capsys):
+    shades = np.random.default_rng(0).integers(0, 2, 100)
+    images = np.clip(60 + 120 * shades[:, None, None, None] + np.random.default_rng(1).normal(0, 20, (100, 28, 28, 3)), 0, 255).astype(np.uint8)
+    cut = {"train": slice(0, 60), "val": slice(60, 62), "test": slice(62, 100)}
+    np.savez(tmp_path / "real.npz", **{f"{k}_{n}": v[c] for k, c in cut.items() for n, v in (("images", images), ("labels", shades[:, None]))})
+    flags = [str(tmp_path / "real.npz"), "--classifier", "--dims", "64", "--weights", inception_file, "--device", "cpu", "--cache", str(tmp_path), "--json"]
+    for labels, right in ((shades, 1.0), (1 - shades, 0.0)):
+        np.savez(tmp_path / "a.npz", images=images[:20], labels=labels[:20, None])
+        fid.main([str(tmp_path / "a.npz"), *flags])
+        result = json.loads(capsys.readouterr().out)
+        assert result["accuracy on held-out real images"]["all"] > 0.95 and result["accuracy on generated images"]["all"] == pytest.approx(right, abs=0.05)
+    np.savez(tmp_path / "a.npz", images=images[:20])
+    with pytest.raises(ValueError, match="no labels.*--classes"):
+        fid.main([str(tmp_path / "a.npz"), *flags])
+    with pytest.raises(SystemExit, match="2"):
+        fid.main([str(tmp_path / "a.npz"), "--classifier"])
+
+
 @needs_data
 @needs_weights
 def test_real_cells_are_near_each_other_and_far_from_noise():
@@ -1078,6 +1096,37 @@ def test_the_table_joins_the_five_trainings(tmp_path):
     assert subprocess.run(["bash", HERE / "bench.sh", "nonsense"], capture_output=True).returncode == 2
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_fresh_clone_draws_cells(script, tmp_path):
+    """With neither data nor network nor a run; of the type that is asked for; and a run of one's own goes before, --ckpt before both."""
+    shipped = HERE / "checkpoints" / f"{script.MODEL}.pt"
+    weights = torch.load(shipped, weights_only=True)["weights"]
+    assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float16}
+    began = time.time()
+    done = run(script, "--sample", 8, "--label", "neutrophil", "--out", tmp_path / "a", "--device", "cpu", "--root", tmp_path / "none")
+    assert str(shipped) in done.stdout and time.time() - began < 60
+    with np.load(tmp_path / "a" / "samples.npz") as file:
+        assert file["images"].shape == (8, 28, 28, 3) and (file["labels"] == 6).all()
+        assert file["images"].std(0).mean() > 5  # eight cells, not one
+    (tmp_path / "b").mkdir()
+    own = torch.load(shipped, weights_only=True) | {"epochs": 3.0}
+    torch.save(own, tmp_path / "b" / "model.pt")
+    assert "b/model.pt, 3 epochs" in run(script, "--sample", 2, "--out", tmp_path / "b").stdout
+    assert str(shipped) in run(script, "--sample", 2, "--out", tmp_path / "b", "--ckpt", shipped).stdout
+
+
+def test_what_is_shipped_is_small_and_the_demo_is_a_medmnist_set(tmp_path):
+    assert sum(f.stat().st_size for f in (HERE / "checkpoints").iterdir()) <= 25e6 and data.DEMO.stat().st_size <= 5e6
+    images, labels = data.load("demo")
+    assert images.shape == (2048, 3, 28, 28) and (labels.bincount(minlength=8) > 20).all()
+    assert data.class_number("platelet", "demo", 8) == 7
+    if (ROOT / "bloodmnist.npz").is_file():  # synthetic: not one is a real cell
+        real = {image.numpy().tobytes() for image in data.load(root=ROOT)[0]}
+        assert not any(image.numpy().tobytes() in real for image in images)
+    cvae.main(["--data", "demo", "--root", str(tmp_path / "none"), "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "out"), "--decoder", "transposed"])
+    assert (tmp_path / "out" / "model.pt").exists()
+
+
 def test_the_plumbing_is_the_same_to_the_letter():
     parts = [(HERE / f"{s.__name__}.py").read_text().split("# ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----") for s in SCRIPTS]
     assert all(len(p) == 2 for p in parts)
@@ -1097,15 +1146,24 @@ def test_the_readme_links_to_the_lines_it_names():
 
 def test_the_readmes_figures_come_from_the_files_of_their_runs():
     readme, files = (HERE / "README.md").read_text(), sorted((HERE / "assets" / "results").glob("*.json"))
-    assert files
+    assert {"cvae", "dcgan", "ddpm", "floors"} <= {file.stem for file in files}
     for file in files:
         result = json.loads(file.read_text())
         if "floors" in result:
             for floor in result["floors"].values():
                 assert f"{floor['fid']:.4g}" in readme and floor["fid"] == pytest.approx(np.mean(floor["runs"]))
-            continue
-        values = [r["fid"] for r in result["runs"]]
-        assert result["fid"] == pytest.approx(np.mean(values)) and len(values) == 5
-        assert f"{result['fid']:.4g} ± {result['std']:.2g}" in readme, file
-        assert result["command"] in readme, file
-        assert f"{result['fid']:.4g} ± {result['std']:.2g}" in (HERE / f"{file.stem}.py").read_text().split('"""')[1], file
+        elif "rows" in result:  # of bench.sh speed
+            for row in result["rows"]:
+                assert f"**{row['ratio']:.3g} ± {row['spread']:.1g}**" in readme and f"{np.mean(row['this']):.4g} {row['unit']}" in readme, row["what"]
+        elif "runs" in result:
+            values = [r["fid"] for r in result["runs"]]
+            assert result["fid"] == pytest.approx(np.mean(values)) and len(values) == 5
+            assert f"{result['fid']:.4g} ± {result['std']:.2g}" in readme and result["command"] in readme, file
+            if (script := HERE / f"{file.stem}.py").exists():
+                assert f"{result['fid']:.4g} ± {result['std']:.2g}" in script.read_text().split('"""')[1], file
+        elif "tried" in result:
+            for row in result["tried"]:
+                assert f"{row['fid']:.3g}" in readme and row["flags"] in readme, row
+        else:  # of fid.py --neighbours and --classifier
+            shown = [v["all"] for v in result.values() if isinstance(v, dict) and "all" in v] + [v for k, v in result.items() if k.startswith("share")]
+            assert shown and all(f"{100 * v:.1f} %" in readme for v in shown) and result["command"] in readme, file
