@@ -672,14 +672,14 @@ def test_a_kill_between_two_checkpoints_costs_nothing_but_time(tmp_path, small):
     """kill -9 at any moment, many times over: the files are those of a run in one go."""
     def command(out):
         return ["--data", small, "--out", f"{tmp_path}/{out}", "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--latent-dim", "8",
-                "--epochs", "30", "--save-every", "1"]
+                "--decoder", "transposed", "--epochs", "30", "--save-every", "1"]
     cvae.main(command("a"))
     rng, killed, threads = np.random.default_rng(0), 0, {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     while not (done := tmp_path / "b" / "ckpt.pt").exists() or torch.load(done, weights_only=True)["step"] < 30 * 7:
         assert killed < 20
         process = subprocess.Popen([sys.executable, "-u", HERE / "cvae.py", *command("b"), *(["--resume"] if done.exists() else [])],
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | threads)
-        for _ in range(rng.integers(4, 12)):  # lines of epochs
+        for _ in range(rng.integers(3, 9)):  # lines of epochs
             process.stdout.readline()
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
@@ -745,7 +745,7 @@ def test_two_processes_learn_what_one_learns(tmp_path, small, inception_file):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
 def test_a_dead_worker_ends_the_run_and_leaves_a_checkpoint(tmp_path, small):
-    process = torchrun(2, "--data", small, "--device", "cpu", "--epochs", 1000, "--save-every", 1, "--unet", "patches", "--timesteps", 6, "--out", tmp_path)
+    process = torchrun(2, "--data", small, "--device", "cpu", "--epochs", 1000, "--save-every", 1, "--unet", "patches", "--timesteps", 6, "--steps", 2, "--out", tmp_path)
     try:
         while "epoch 2/" not in process.stdout.readline():
             assert process.poll() is None
