@@ -157,6 +157,7 @@ PY
 
 # speed: training, sampling, FID and start against the plain loop (--plain), A B A B; the table goes to $OUT/speed.md and speed.json
 speed() {
+  "$PYTHON" -c "import pytorch_fid" 2>/dev/null || { echo "bench.sh speed compares with the pytorch-fid package: pip install pytorch-fid" >&2; exit 1; }
   "$PYTHON" -W ignore - "$OUT" "${DATA:-bloodmnist}" "${ROOT:-}" "${DEVICE:-auto}" "${DIMS:-768}" <<'PY'
 import csv, json, os, platform, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path

@@ -340,6 +340,7 @@ def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
     if RANK:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + ".tmp")
     try:
         with open(tmp, "wb") as file:
@@ -413,7 +414,6 @@ def steps(args, images, labels, state, net, preview):
     all that --resume needs), model.pt (net, which draws the samples), samples.png (of preview()), log.csv, the progress."""
     per_epoch, start, rows = math.ceil(len(images) / args.batch_size), 0, []
     records.clear()
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.resume:
         ckpt = read(args.out / "ckpt.pt", "there is nothing to resume")
         now, then = settings(args), ckpt["settings"]
@@ -429,10 +429,10 @@ def steps(args, images, labels, state, net, preview):
         print(f"resumed after epoch {start // per_epoch}, step {start % per_epoch}", flush=True)
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
+    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
     need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
     if free < need:
         raise OSError(f"{args.out} has {free >> 20} MiB free, a checkpoint needs {need >> 20}; name another folder with --out")
-    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
 
     def checkpoint(step):
         check(epoch)
@@ -514,7 +514,6 @@ def main(argv=None):
         if args.label is not None and not args.class_counts:
             raise ValueError(f"--label {args.label}: the model was trained without --classes")
         labels = draw_labels(args, args.sample, args.seed)
-        args.out.mkdir(parents=True, exist_ok=True)
         began = time.time()
         images = sample(net, args.sample, args, args.seed, labels)
         seconds = time.time() - began

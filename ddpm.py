@@ -35,7 +35,7 @@ import data
 import fid
 
 MODEL, LOSSES = "ddpm", ("loss",)
-PAPER = dict(schedule="linear", predict="epsilon", attention=False, lr=1e-4, warmup=0, ema=0, steps=0, order=1)
+PAPER = dict(schedule="linear", predict="epsilon", attention=False, lr=1e-4, warmup=0, ema=0, steps=0)
 
 
 def get_args(argv=None):
@@ -56,9 +56,9 @@ def get_args(argv=None):
     g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where the run is long enough to win back its minute")
     add_shared_flags(p)
     g = p.add_argument_group("sampling")
-    g.add_argument("--steps", type=number(int, 0), default=20, help="network evaluations of the solver; 0: ancestral sampling, all T steps (paper)")
-    g.add_argument("--order", type=int, choices=(1, 2), default=2, help="of the solver: 1 is DDIM, 2 is DPM-Solver++")
-    g.add_argument("--eta", type=number(float, 0, 1), default=0.0, help="noise that the solver adds: 0 none, 1 as much as ancestral sampling")
+    g.add_argument("--steps", type=number(int, 0), default=30, help="network evaluations of the solver; 0: ancestral sampling, all T steps (paper)")
+    g.add_argument("--order", type=int, choices=(1, 2), default=1, help="of the solver: 1 is DDIM, 2 is DPM-Solver++")
+    g.add_argument("--eta", type=number(float, 0, 1), default=1.0, help="noise that the solver adds: 0 none, 1 as much as ancestral sampling")
     g.add_argument("--guidance", type=number(float, 0), default=0.0, help="of a model with --classes: how far to move from any image towards the class's")
     args = parse(p, argv)
     if args.steps > args.timesteps:
@@ -322,7 +322,7 @@ def compiled(args, net, n_steps):
     """net through torch.compile; eager where the run is too short to win back the compiling, or where that fails."""
     if args.compile == "off" or args.compile == "auto" and (args.plain or n_steps < 2000):
         return net
-    fast = [torch.compile(net)]
+    fast = [torch.compile(net, dynamic=False)]            # a kernel for each shape: the same ones after a --resume
 
     def forward(*inputs):
         try:
@@ -448,6 +448,7 @@ def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
     if RANK:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + ".tmp")
     try:
         with open(tmp, "wb") as file:
@@ -521,7 +522,6 @@ def steps(args, images, labels, state, net, preview):
     all that --resume needs), model.pt (net, which draws the samples), samples.png (of preview()), log.csv, the progress."""
     per_epoch, start, rows = math.ceil(len(images) / args.batch_size), 0, []
     records.clear()
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.resume:
         ckpt = read(args.out / "ckpt.pt", "there is nothing to resume")
         now, then = settings(args), ckpt["settings"]
@@ -537,10 +537,10 @@ def steps(args, images, labels, state, net, preview):
         print(f"resumed after epoch {start // per_epoch}, step {start % per_epoch}", flush=True)
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
+    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
     need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
     if free < need:
         raise OSError(f"{args.out} has {free >> 20} MiB free, a checkpoint needs {need >> 20}; name another folder with --out")
-    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
 
     def checkpoint(step):
         check(epoch)
@@ -622,7 +622,6 @@ def main(argv=None):
         if args.label is not None and not args.class_counts:
             raise ValueError(f"--label {args.label}: the model was trained without --classes")
         labels = draw_labels(args, args.sample, args.seed)
-        args.out.mkdir(parents=True, exist_ok=True)
         began = time.time()
         images = sample(net, args.sample, args, args.seed, labels)
         seconds = time.time() - began

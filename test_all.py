@@ -538,9 +538,10 @@ def test_train_sample_and_measure(script, tmp_path, small, inception_file):
     kept, = (tmp_path / "runs").glob("features-64-*.npy")
     for spoil in (lambda: None, lambda: kept.write_bytes(kept.read_bytes()[:100])):
         spoil()
-        (out / "fid.json").unlink()
-        script.main([str(a) for a in (*common, "--ckpt", out / "model.pt", *measure)])
-        assert [r["fid"] for r in json.loads((out / "fid.json").read_text())["runs"]] == pytest.approx(values, rel=1e-6)
+        script.main([str(a) for a in (*common, "--ckpt", out / "model.pt", *measure, "--out", tmp_path / "runs" / "new")])
+        measured = tmp_path / "runs" / "new" / "fid.json"
+        assert [r["fid"] for r in json.loads(measured.read_text())["runs"]] == pytest.approx(values, rel=1e-6)
+        measured.unlink()
     assert np.load(kept).shape == (112, 64)
 
     script.main(["--sample", "10", "--out", str(out), "--device", "cpu", "--seed", "5", *SMALL[script]])
