@@ -417,6 +417,7 @@ def steps(args, images, labels, state, net, preview):
         print(f"resumed after epoch {start // per_epoch}, step {start % per_epoch}", flush=True)
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
+    args.out.mkdir(parents=True, exist_ok=True)
     save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
     need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
     if free < need:
