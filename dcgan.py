@@ -429,11 +429,11 @@ def steps(args, images, labels, state, net, preview):
         ckpt = common | {k: part.state_dict() for k, part in state.items()} | {
             "step": step, "rows": rows, "records": torch.stack(records).cpu() if records else torch.empty(0),
             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(args.device) if args.device.type == "cuda" else None}
-        save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))
         save_grid(args.out / "samples.png", preview())
         save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         if rows:
             save_curve(args, rows)
+        save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))  # last: a run that is killed before it does the step again
         return time.time()
 
     stop, saved, last = [], time.time(), args.epochs * per_epoch

@@ -584,6 +584,12 @@ def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script
     script.main(command("a", "--epochs", str(n + 1), "--resume"))
     assert len(rows(tmp_path / "a")[1]) == n + 1
 
+    # what --resume goes on from is what model.pt holds, a fitted prior included, and it is written last
+    ckpt, weights = (torch.load(tmp_path / "a" / f, weights_only=True) for f in ("ckpt.pt", "model.pt"))
+    for k, v in weights["weights"].items():
+        assert torch.equal(ckpt["model" if script is cvae else "ema"][k], v), k
+    assert (tmp_path / "a" / "ckpt.pt").stat().st_mtime_ns >= (tmp_path / "a" / "model.pt").stat().st_mtime_ns
+
     with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
         script.main(command("a", "--epochs", str(n)))
     with pytest.raises(ValueError, match="lr .* then, 0.5 now"):
