@@ -5,6 +5,7 @@
 #   bash bench.sh paper       the same with the paper's settings (--paper)
 #   bash bench.sh tables      the paper's tables 1 to 3, each row one run
 #   bash bench.sh quick       the same path at a few epochs and samples, about 5 minutes on two cores
+#   bash bench.sh precision   trained in fp32 and in bf16, with three seeds each: does the FID tell them apart?
 #   bash bench.sh speed       images/s, seconds and memory against the plain loop of a tutorial, about 10 minutes on two cores
 #   bash bench.sh report      only the table and the pictures, of what is there
 #   bash bench.sh ship        checkpoints/ and assets/demo.npz from the trained models
@@ -19,7 +20,7 @@ cd "$(dirname "$0")"
 mode=${1:-all}
 PYTHON=${PYTHON:-python} OUT=${OUT:-out}
 case $mode in
-  all|paper|tables|speed|report|ship) ;;
+  all|paper|tables|precision|speed|report|ship) ;;
   quick) OUT=$OUT/quick SPLIT=${SPLIT:-val} EPOCHS=${EPOCHS:-2} FID_RUNS=${FID_RUNS:-2} FID_SAMPLES=${FID_SAMPLES:-200} DDPM=${DDPM:---unet patches --steps 10} ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
@@ -347,6 +348,13 @@ case $mode in
     run ddpm t3-deeper --paper --epochs "${EPOCHS:-100}"               # table 3
     run ddpm t3-500epochs --paper --epochs "${EPOCHS:-500}"
     report ;;
+  precision)
+    for script in ${SCRIPTS:-cvae dcgan ddpm}; do
+      for seed in 100 200 300; do
+        for dtype in fp32 bf16; do FID_RUNS=1 run $script $script-$dtype-seed$seed --dtype $dtype --seed $seed --fid-seed $seed; done
+      done
+    done
+    report {cvae,dcgan,ddpm}-{fp32,bf16} ;;
   speed) speed ;;
   report) report; pictures ;;
   ship) ship ;;

@@ -3,11 +3,13 @@
     images, labels = data.load("bloodmnist")            # uint8 (17092, 3, 28, 28), int64 (17092,)
     for x in data.batches(images, 128, generator): ...  # uint8 (128, 3, 28, 28), every image once
 
-MedMNIST v2: Yang et al., Scientific Data 2023, https://medmnist.com
+Behind it: files that are written whole or not at all, and what a command line takes. MedMNIST v2: Yang et al., Scientific Data 2023, https://medmnist.com
 """
 import argparse
+import math
 import os
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torchvision.utils import make_grid
 
 NAMES = ("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist",
          "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist")
@@ -161,3 +165,133 @@ def plain_batches(images, batch_size, generator, augment, labels):
     for x, y in torch.utils.data.DataLoader(pairs, batch_size, shuffle=True, generator=generator,
                                             collate_fn=lambda batch: (torch.stack([transform(x) for x, _ in batch]), torch.stack([y for _, y in batch]))):
         yield x.to(images.device), y.to(images.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that are written: whole or not at all.
+
+RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
+
+
+def save(path, write):
+    """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
+    if RANK:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with open(tmp, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def read_checkpoint(path, script, hint):
+    """The checkpoint that `script` wrote; weights_only, so that no file can run code. Raises FileNotFoundError with the hint
+    where there is none, ValueError where it is damaged or another script's."""
+    try:
+        check_zip(path)
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        if ckpt["script"] != script:
+            raise ValueError(f"{ckpt['script']}.py wrote it")
+        return ckpt
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}; {hint}") from None
+    except Exception as error:  # torch.load meets foreign bytes with a dozen types
+        raise ValueError(f"{path} is not a checkpoint of {script}.py: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def save_samples(folder, batches, shape, labels=None):
+    """samples.npz, from batches (B, C, H, W) that make up uint8 images of `shape` (N, C, H, W): each is written as it comes, so
+    memory does not grow with N. And samples.png, the first 64; with labels (N,) of several classes, eight of each in a row."""
+    if RANK:  # draws along and writes nothing
+        return list(batches).clear()
+    n, c, h, w = shape
+    rows = labels is not None and len(labels.unique()) > 1
+    shown = torch.cat([(labels == k).nonzero()[:8, 0] for k in labels.unique()]).sort()[0] if rows else torch.arange(min(n, 64))
+    images = []
+
+    def write(file):
+        done = 0
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("images.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array_header_1_0(part, {"descr": "|u1", "fortran_order": False, "shape": (n, h, w, c)})
+                for batch in batches:
+                    part.write(batch.permute(0, 2, 3, 1).contiguous().numpy())
+                    images.append(batch[shown[(shown >= done) & (shown < done + len(batch))] - done])
+                    done += len(batch)
+            if labels is not None:
+                with archive.open("labels.npy", "w", force_zip64=True) as part:
+                    np.lib.format.write_array(part, labels[:, None].numpy())
+    save(folder / "samples.npz", write)
+    save_grid(folder / "samples.png", torch.cat(images), labels[shown] if rows else None)
+
+
+def save_grid(path, images, labels=None):
+    """A .png of up to 64 uint8 images, enlarged; with labels, up to eight of each class in a row of their own."""
+    if labels is not None:
+        rows = [images[labels == k][:8] for k in labels.unique()]
+        images = torch.cat([torch.cat([row, row.new_full((8 - len(row), *row.shape[1:]), 255)]) for row in rows])
+    grid = make_grid(images if labels is not None else images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+    save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
+
+
+def save_log(folder, names, rows):
+    """log.csv, a row an epoch."""
+    lines = [("epoch", *names, "seconds", "images/s"), *((f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
+    save(folder / "log.csv", lambda file: file.write("".join(",".join(line) + "\n" for line in lines).encode()))
+
+
+def save_curve(folder, names, rows):
+    """loss.png of the same rows, where matplotlib is found."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    axes = Figure(figsize=(6, 4)).add_subplot(xlabel="epoch")
+    for k, values in zip(names, list(zip(*rows))[1:]):
+        axes.plot([row[0] for row in rows], values, label=k)
+    axes.legend()
+    save(folder / "loss.png", lambda file: axes.figure.savefig(file, format="png"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+def number(kind, low, high=math.inf):
+    """argparse type: an int or a float from low to high."""
+    def parse_number(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return kind(text)
+    parse_number.__name__ = kind.__name__
+    return parse_number
+
+
+def device(text):
+    """argparse type: a device that this machine has; auto is the best of them."""
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"no device {text!r} here: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def command(main):
+    """Runs main(). What a user can cause ends with one line: exit code 2 for bad usage, 1 for failure, 130 for Ctrl-C."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except argparse.ArgumentTypeError as error:  # a --label that only the model can tell wrong
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -22,13 +22,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import data
@@ -41,25 +38,25 @@ PAPER = dict(schedule="linear", predict="epsilon", attention=False, lr=1e-4, war
 def get_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("model")
-    g.add_argument("--timesteps", type=number(int, 2, 10000), default=500, help="T, the number of noise levels")
+    g.add_argument("--timesteps", type=data.number(int, 2, 10000), default=500, help="T, the number of noise levels")
     g.add_argument("--schedule", choices=("linear", "cosine"), default="cosine", help="how the noise grows with t (paper: linear)")
     g.add_argument("--predict", choices=("v", "epsilon"), default="v", help="what the network learns to say: the noise, or a mix of noise and image (paper: epsilon)")
     g.add_argument("--unet", choices=tuple(UNETS), default="deeper", help="the network: the paper's two depths, or one that starts from 2 x 2 patches, for a CPU")
     g.add_argument("--attention", action=argparse.BooleanOptionalAction, default=True, help="self-attention at 7 x 7 and below (paper: none)")
     g = p.add_argument_group("training")
-    g.add_argument("--epochs", type=number(int, 1, 10**6), default=500, help="passes over the data")
-    g.add_argument("--batch-size", type=number(int, 1, 10**5), default=128, help="images per step")
-    g.add_argument("--lr", type=number(float, 0), default=1e-3, help="Adam's learning rate (paper: 1e-4)")
-    g.add_argument("--warmup", type=number(int, 0), default=500, metavar="STEPS", help="steps in which the learning rate grows; then it falls to 0 as a cosine. 0: constant (paper)")
-    g.add_argument("--min-snr", type=number(float, 0), default=0.0, metavar="GAMMA", help="cap of the loss's weight at low noise; 0: none (paper)")
-    g.add_argument("--ema", type=number(float, 0, 1), default=0.05, help="half-life of the averaged weights that draw the samples, as a share of the training so far; 0: none (paper)")
+    g.add_argument("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
+    g.add_argument("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
+    g.add_argument("--lr", type=data.number(float, 0), default=1e-3, help="Adam's learning rate (paper: 1e-4)")
+    g.add_argument("--warmup", type=data.number(int, 0), default=500, metavar="STEPS", help="steps in which the learning rate grows; then it falls to 0 as a cosine. 0: constant (paper)")
+    g.add_argument("--min-snr", type=data.number(float, 0), default=0.0, metavar="GAMMA", help="cap of the loss's weight at low noise; 0: none (paper)")
+    g.add_argument("--ema", type=data.number(float, 0, 1), default=0.05, help="half-life of the averaged weights that draw the samples, as a share of the training so far; 0: none (paper)")
     g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where the run is long enough to win back its minute")
     add_shared_flags(p)
     g = p.add_argument_group("sampling")
-    g.add_argument("--steps", type=number(int, 0), default=30, help="network evaluations of the solver; 0: ancestral sampling, all T steps (paper)")
+    g.add_argument("--steps", type=data.number(int, 0), default=30, help="network evaluations of the solver; 0: ancestral sampling, all T steps (paper)")
     g.add_argument("--order", type=int, choices=(1, 2), default=1, help="of the solver: 1 is DDIM, 2 is DPM-Solver++")
-    g.add_argument("--eta", type=number(float, 0, 1), default=1.0, help="noise that the solver adds: 0 none, 1 as much as ancestral sampling")
-    g.add_argument("--guidance", type=number(float, 0), default=0.0, help="of a model with --classes: how far to move from any image towards the class's")
+    g.add_argument("--eta", type=data.number(float, 0, 1), default=1.0, help="noise that the solver adds: 0 none, 1 as much as ancestral sampling")
+    g.add_argument("--guidance", type=data.number(float, 0), default=0.0, help="of a model with --classes: how far to move from any image towards the class's")
     args = parse(p, argv)
     if args.steps > args.timesteps:
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
@@ -68,7 +65,7 @@ def get_args(argv=None):
             args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(args.device)
         dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
-        sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
+        sys.stdout = open(os.devnull, "w") if data.RANK else sys.stdout
     return args
 
 
@@ -235,25 +232,29 @@ def guided(model, y, w):
 
 
 @torch.inference_mode()
-def sample(model, n, args, seed, labels=None, n_steps=None, batch_size=500):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. n_steps: the solver's, else --steps, else ancestral sampling."""
+def draw(model, n, args, seed, labels=None, n_steps=None, batch_size=500):
+    """Yields n images in batches, uint8 (B, C, H, W) on the CPU; the seed fixes them. n_steps: --steps, if not given."""
     n_steps = args.steps if n_steps is None else min(n_steps, args.timesteps)
     diffusion = Diffusion(args.timesteps, args.schedule, args.predict, args.device)
-    images = torch.zeros(n, *args.shape, dtype=torch.uint8)
-    shared = WORLD > 1 and n > batch_size  # each process draws its share of the batches, the sum holds all
-    for i in tqdm(range(0, n, batch_size), desc="sampling", disable=not sys.stderr.isatty() or n <= 64, leave=False):
-        if shared and i // batch_size % WORLD != RANK:
-            continue
-        generator = torch.Generator(args.device).manual_seed(seed * 100003 + i)
-        x = torch.randn(min(batch_size, n - i), *args.shape, generator=generator, device=args.device).contiguous(memory_format=args.layout)
-        net = guided(model, labels[i:i + batch_size].to(args.device), args.guidance) if labels is not None else model
-        with autocast(args):
-            x = diffusion.solve(net, x, generator, n_steps, args.order, args.eta) if n_steps else diffusion.ancestral(net, x, generator)
-        images[i:i + batch_size] = from_model(x).cpu()
-    if shared:
-        images = images.to(args.device)
-        dist.all_reduce(images)
-    return images.cpu()
+    world, rank = (WORLD, data.RANK) if n > batch_size else (1, 0)
+    for start in tqdm(range(0, n, world * batch_size), desc="sampling", disable=not sys.stderr.isatty() or n <= 64, leave=False):
+        images = torch.zeros(min(world * batch_size, n - start), *args.shape, dtype=torch.uint8, device=args.device)
+        i = start + rank * batch_size
+        if i < n:
+            generator = torch.Generator(args.device).manual_seed(seed * 100003 + i)
+            x = torch.randn(min(batch_size, n - i), *args.shape, generator=generator, device=args.device).contiguous(memory_format=args.layout)
+            net = guided(model, labels[i:i + batch_size].to(args.device), args.guidance) if labels is not None else model
+            with autocast(args):
+                x = diffusion.solve(net, x, generator, n_steps, args.order, args.eta) if n_steps else diffusion.ancestral(net, x, generator)
+            images[i - start:i - start + batch_size] = from_model(x)
+        if world > 1:  # each process has drawn a batch, the sum holds all
+            dist.all_reduce(images)
+        yield images.cpu()
+
+
+def sample(*args, **kwargs):
+    """All that draw() yields, uint8 (n, C, H, W)."""
+    return torch.cat(list(draw(*args, **kwargs)))
 
 
 def to_model(images):
@@ -291,7 +292,7 @@ def train(args):
 
     for step, x, y in steps(args, images, labels, state, ema, lambda: sample(ema, 64, args, 0, rows_of_types(args), n_steps=20)):
         x = to_model(x)
-        share = slice(RANK, None, WORLD) if RANK < len(x) else slice(1)  # every process draws all the noise and takes its share
+        share = slice(data.RANK, None, WORLD) if data.RANK < len(x) else slice(1)  # every process draws all the noise and takes its share
         t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x)
         if args.classes:  # one in ten learns without its label, for --guidance
             y = torch.where(torch.rand(len(y), device=y.device) < 0.1, len(args.class_counts), y)
@@ -299,7 +300,7 @@ def train(args):
             group["lr"] = learning_rate(args, step / last, step)
         with autocast(args):
             loss = diffusion.loss(lambda x, t: net(x, t, y[share]), x[share], t[share], epsilon[share], args.min_snr)
-        loss = loss * (len(range(RANK, len(x), WORLD)) * WORLD / len(x))  # a short batch's shares differ; DDP takes the plain mean
+        loss = loss * (len(range(data.RANK, len(x), WORLD)) * WORLD / len(x))  # a short batch's shares differ; DDP takes the plain mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -357,43 +358,23 @@ def add_shared_flags(p):
     g.add_argument("--augment", action="store_true", help="random flips and quarter turns of the training images")
     g.add_argument("--classes", action="store_true", help="learn the labels as a condition")
     g.add_argument("--label", metavar="NAME", help="the class to draw, a name or number (a model trained with --classes; default: as in the data)")
-    g.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="of the weights, the training and --sample")
-    g.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    g.add_argument("--seed", type=data.number(int, 0, 2**31), default=0, help="of the weights, the training and --sample")
+    g.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     g.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks' products; auto: bf16 where the hardware has it")
     g.add_argument("--out", type=Path, default=Path("out") / MODEL, metavar="DIR", help="folder of ckpt.pt, model.pt, samples, log.csv, fid.json")
     g.add_argument("--resume", action="store_true", help="go on from DIR/ckpt.pt")
-    g.add_argument("--save-every", type=number(int, 1), default=10, metavar="N", help="write ckpt.pt every N epochs or N minutes, whichever comes first")
+    g.add_argument("--save-every", type=data.number(int, 1), default=10, metavar="N", help="write ckpt.pt every N epochs or N minutes, whichever comes first")
     g.add_argument("--overwrite", action="store_true", help="train anew in a DIR that holds a run")
-    g.add_argument("--sample", type=number(int, 1, 10**6), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
+    g.add_argument("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: draw N images into DIR/samples.npz and samples.png")
     g.add_argument("--ckpt", type=Path, metavar="FILE", help="no training: the model to draw from or to measure (--sample alone: DIR/model.pt, else the one in checkpoints/)")
     g.add_argument("--paper", action="store_true", help="the paper's settings for all that is not given; prints them")
     g.add_argument("--plain", action="store_true", help="train as a tutorial does, to compare the speed: fp32, DataLoader over PIL images, no fused optimizer")
     g = p.add_argument_group("evaluation")
-    g.add_argument("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
-    g.add_argument("--fid-samples", type=number(int, 2), default=10000, metavar="N", help="real and generated images in each run")
-    g.add_argument("--fid-seed", type=number(int, 0, 2**31), default=100, metavar="N", help="of the first run; each further run adds 100")
+    g.add_argument("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="runs of the FID after training, or of --ckpt")
+    g.add_argument("--fid-samples", type=data.number(int, 2), default=10000, metavar="N", help="real and generated images in each run")
+    g.add_argument("--fid-seed", type=data.number(int, 0, 2**31), default=100, metavar="N", help="of the first run; each further run adds 100")
     g.add_argument("--dims", type=int, choices=fid.DIMS, default=2048, help="Inception features that the FID compares")
     g.add_argument("--weights", default="fid", help="Inception's weights: fid, imagenet or a file")
-
-
-def number(kind, low, high=math.inf):
-    """argparse type: an int or a float from low to high."""
-    def parse_number(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return kind(text)
-    parse_number.__name__ = kind.__name__
-    return parse_number
-
-
-def device(text):
-    """argparse type: a device that this machine has."""
-    if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"no device {text!r} here: {(str(error) or repr(error)).splitlines()[0]}") from None
 
 
 def parse(p, argv):
@@ -441,56 +422,12 @@ def rows_of_types(args):
     return torch.arange(64) // 8 % len(args.class_counts) if args.class_counts else None
 
 
-RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
-
-
-def save(path, write):
-    """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
-    if RANK:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with open(tmp, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def save_grid(path, images, labels=None):
-    """A .png of up to 64 uint8 images, enlarged; with labels, up to eight of each class in a row of their own."""
-    if labels is not None:
-        rows = [images[labels == k][:8] for k in labels.unique()]
-        images = torch.cat([torch.cat([row, row.new_full((8 - len(row), *row.shape[1:]), 255)]) for row in rows])
-    grid = make_grid(images if labels is not None else images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
-    save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
-
-
-def read(path, hint):
-    """A checkpoint of this script; weights_only, so that no file can run code."""
-    try:
-        data.check_zip(path)
-        ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        if ckpt["script"] != MODEL:
-            raise ValueError(f"{ckpt['script']}.py wrote it")
-        return ckpt
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint at {path}; {hint}") from None
-    except Exception as error:  # torch.load meets foreign bytes with a dozen types
-        raise ValueError(f"{path} is not a checkpoint of {MODEL}.py: {(str(error) or repr(error)).splitlines()[0]}") from None
-
-
 def load(args):
     """The trained network of --ckpt, DIR/model.pt or the one that comes along, with the settings that it was trained with."""
     path, shipped = args.ckpt or args.out / "model.pt", Path(__file__).parent / "checkpoints" / f"{MODEL}.pt"
     if not args.ckpt and not path.exists() and shipped.exists():
         path = shipped
-    ckpt = read(path, "train first, or name one with --ckpt")
+    ckpt = data.read_checkpoint(path, MODEL, "train first, or name one with --ckpt")
     print(f"the model of {path}, {ckpt.get('epochs', 0):g} epochs")
     try:
         args.trained = ckpt["settings"] | {"epochs": ckpt["epochs"]}
@@ -523,7 +460,7 @@ def steps(args, images, labels, state, net, preview):
     per_epoch, start, rows = math.ceil(len(images) / args.batch_size), 0, []
     records.clear()
     if args.resume:
-        ckpt = read(args.out / "ckpt.pt", "there is nothing to resume")
+        ckpt = data.read_checkpoint(args.out / "ckpt.pt", MODEL, "there is nothing to resume")
         now, then = settings(args), ckpt["settings"]
         if now != then:
             raise ValueError("--resume with other settings than the checkpoint's: "
@@ -538,7 +475,7 @@ def steps(args, images, labels, state, net, preview):
     elif not args.overwrite and (args.out / "ckpt.pt").exists():
         raise FileExistsError(f"{args.out} holds a run already; --resume goes on with it, --overwrite trains anew")
     args.out.mkdir(parents=True, exist_ok=True)
-    save_log(args, rows)  # a folder that cannot be written is found now, not after an hour
+    data.save_log(args.out, LOSSES, rows)  # a folder that cannot be written is found now, not after an hour
     need, free = 4 * sum(v.nbytes for v in net.state_dict().values()), shutil.disk_usage(args.out).free
     if free < need:
         raise OSError(f"{args.out} has {free >> 20} MiB free, a checkpoint needs {need >> 20}; name another folder with --out")
@@ -549,17 +486,17 @@ def steps(args, images, labels, state, net, preview):
         ckpt = common | {k: part.state_dict() for k, part in state.items()} | {
             "step": step, "rows": rows, "records": torch.stack(records).cpu() if records else torch.empty(0),
             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(args.device) if args.device.type == "cuda" else None}
-        save_grid(args.out / "samples.png", preview())
-        save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
+        data.save_grid(args.out / "samples.png", preview())
+        data.save(args.out / "model.pt", lambda file: torch.save(common | {"weights": net.state_dict()}, file))
         if rows:
-            save_curve(args, rows)
-        save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))  # last: a run that is killed before it does the step again
+            data.save_curve(args.out, LOSSES, rows)
+        data.save(args.out / "ckpt.pt", lambda file: torch.save(ckpt, file))  # last: a run that is killed before it does the step again
         return time.time()
 
     stop, saved, last = [], time.time(), args.epochs * per_epoch
     for s in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(s, signal.SIG_IGN if RANK else lambda number, frame: stop.append(number))
-    bar, load_batches = tqdm(total=last, initial=start, disable=True if RANK else None, unit="step"), data.plain_batches if args.plain else data.batches
+        signal.signal(s, signal.SIG_IGN if data.RANK else lambda number, frame: stop.append(number))
+    bar, load_batches = tqdm(total=last, initial=start, disable=True if data.RANK else None, unit="step"), data.plain_batches if args.plain else data.batches
     for epoch in range(start // per_epoch, args.epochs):
         began, done = time.time(), max(start - epoch * per_epoch, 0)
         shuffle = torch.Generator().manual_seed(args.seed * 100003 + epoch)
@@ -575,7 +512,7 @@ def steps(args, images, labels, state, net, preview):
                 seconds = time.time() - began
                 rows.append([epoch + 1, *torch.stack(records).mean(0).tolist(), round(seconds, 2), round((len(images) - done * args.batch_size) / seconds, 1)])
                 records.clear()
-                save_log(args, rows)
+                data.save_log(args.out, LOSSES, rows)
                 line = f"epoch {epoch + 1}/{args.epochs}  " + "  ".join(f"{k} {v:.5g}" for k, v in zip((*LOSSES, "seconds", "images/s"), rows[-1][1:]))
                 bar.set_description(line) if not bar.disable else print(line, flush=True)
             due = i == per_epoch and (epoch + 1) % args.save_every == 0 or time.time() - saved > 60 * args.save_every
@@ -589,30 +526,11 @@ def steps(args, images, labels, state, net, preview):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def save_log(args, rows):
-    """log.csv, a row an epoch."""
-    lines = [("epoch", *LOSSES, "seconds", "images/s"), *((f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
-    save(args.out / "log.csv", lambda file: file.write("".join(",".join(line) + "\n" for line in lines).encode()))
-
-
-def save_curve(args, rows):
-    """loss.png, where matplotlib is found."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    axes = Figure(figsize=(6, 4)).add_subplot(xlabel="epoch")
-    for k, values in zip(LOSSES, list(zip(*rows))[1:]):
-        axes.plot([row[0] for row in rows], values, label=k)
-    axes.legend()
-    save(args.out / "loss.png", lambda file: axes.figure.savefig(file, format="png"))
-
-
 def evaluate(args, net):
     """fid.json: the FID of --fid-runs draws, by the protocol of fid.benchmark."""
     args.trained = getattr(args, "trained", settings(args) | {"epochs": args.epochs})
     result = fid.benchmark(lambda n, seed: sample(net, n, args, seed, draw_labels(args, n, seed)), args)
-    save(args.out / "fid.json", lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
+    data.save(args.out / "fid.json", lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
     print(f"FID {result['fid']:.4g} ± {result['std']:.2g} ({args.fid_runs} runs)")
 
 
@@ -624,23 +542,11 @@ def main(argv=None):
             raise ValueError(f"--label {args.label}: the model was trained without --classes")
         labels = draw_labels(args, args.sample, args.seed)
         began = time.time()
-        images = sample(net, args.sample, args, args.seed, labels)
-        seconds = time.time() - began
-        arrays = {"images": images.permute(0, 2, 3, 1).numpy()} | ({"labels": labels[:, None].numpy()} if labels is not None else {})
-        save(args.out / "samples.npz", lambda file: np.savez_compressed(file, **arrays))
-        save_grid(args.out / "samples.png", images, None if args.label else labels)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
+        data.save_samples(args.out, draw(net, args.sample, args, args.seed, labels), (args.sample, *args.shape), labels)
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {time.time() - began:.1f} s")
     if args.fid_runs:
         evaluate(args, net)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except argparse.ArgumentTypeError as error:  # a --label that only the model can tell wrong
-        print(f"{MODEL}.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"{MODEL}.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    data.command(main)

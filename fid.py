@@ -243,7 +243,7 @@ def kept_features(images, dims, weights, device, folder):
         pass
     kept = features(images, dims, weights, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_suffix(f".{os.getpid()}.tmp")
+    tmp = path.with_suffix(f".{os.getpid()}.tmp")         # another run may be at the same file
     with open(tmp, "wb") as file:
         np.save(file, kept)
     os.replace(tmp, path)
@@ -396,9 +396,9 @@ def main(argv=None):
     p.add_argument("b", metavar="B", nargs="?", help="the set to compare with; without it the floor of A, a data set with splits")
     p.add_argument("--dims", type=int, choices=DIMS, default=2048, help="Inception's block")
     p.add_argument("--weights", default="fid", help="fid (TensorFlow's of 2015, as pytorch-fid), imagenet (torchvision's) or a file")
-    p.add_argument("--device", help="cpu, cuda, ...; the best there is if not given")
+    p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--root", help="folder of the MedMNIST files; else $MEDMNIST_ROOT, else ~/.medmnist")
-    p.add_argument("--images", type=int, default=10000, metavar="N", help="images on each side of the floor, half of A at most")
+    p.add_argument("--images", type=data.number(int, 2), default=10000, metavar="N", help="images on each side of the floor, half of A at most")
     p.add_argument("--cache", default="out", metavar="DIR", help="where the features of real images are kept")
     p.add_argument("--neighbours", action="store_true", help="does A copy from B's train part? in comparison with B's test part")
     p.add_argument("--classifier", action="store_true", help="are A's images of the classes that its labels say? by a classifier of B's train part")
@@ -425,9 +425,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"fid.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    data.command(main)

@@ -602,12 +602,12 @@ def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
     path, rng = tmp_path / "ckpt.pt", np.random.default_rng(0)
-    cvae.save(path, lambda file: file.write(bytes(1 << 17)))
+    data.save(path, lambda file: file.write(bytes(1 << 17)))
     for _ in range(200):
         child = os.fork()
         if child == 0:
             for k in range(10 ** 6):
-                cvae.save(path, lambda file: file.write(bytes([k % 256]) * (1 << 17)))
+                data.save(path, lambda file: file.write(bytes([k % 256]) * (1 << 17)))
         time.sleep(rng.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
