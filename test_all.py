@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from hashlib import md5
 from pathlib import Path
 from unittest import mock
@@ -598,6 +599,26 @@ def test_seeds_reproduce_bytes_and_a_stopped_run_goes_on_as_if_it_had_not(script
         script.main(command("new", "--resume"))
 
 
+def test_samples_stream_to_the_disk(tmp_path):
+    """However many are drawn, one batch is in memory at a time; the file is what numpy would have written of them all."""
+    batches, alive = torch.randint(0, 256, (5, 40, 3, 28, 28), dtype=torch.uint8), []
+
+    def stream():
+        for batch in batches:
+            batch = batch.clone()
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+            assert sum(ref() is not None for ref in alive) <= 1
+    labels = torch.arange(200) % 3
+    data.save_samples(tmp_path, stream(), (200, 3, 28, 28), labels)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert np.array_equal(file["images"], batches.flatten(0, 1).permute(0, 2, 3, 1).numpy()) and np.array_equal(file["labels"], labels[:, None])
+    data.save_grid(tmp_path / "expected.png", batches.flatten(0, 1), labels)
+    assert (tmp_path / "samples.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["expected.png", "samples.npz", "samples.png"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
@@ -673,6 +694,20 @@ def test_the_plain_loop_trains_the_same_model(script, tmp_path, small):
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     seen = [x for x, _ in data.plain_batches(data.load(small)[0], 16, torch.Generator().manual_seed(0), False, data.load(small)[1])]
     assert sorted(x.sum().item() for x in torch.cat(seen)) == sorted(x.sum().item() for x in data.load(small)[0])
+
+
+def test_compile_falls_back_with_a_line_and_changes_nothing_else(capsys):
+    args = ddpm.get_args(["--device", "cpu", "--compile", "on"])
+    net, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with mock.patch.object(torch, "compile", lambda net, **kwargs: mock.Mock(side_effect=RuntimeError("no compiler\nfound"))):
+        forward = ddpm.compiled(args, net, 10)
+        for _ in range(2):
+            assert torch.equal(forward(x), net(x))
+    assert capsys.readouterr().err == "torch.compile failed (RuntimeError: no compiler); training goes on without it\n"
+    with pytest.raises(RuntimeError, match="shapes"):  # an error of the network's own stays one
+        forward(torch.randn(2, 5))
+    args.compile = "auto"  # on a CPU it does not pay
+    assert ddpm.compiled(args, net, 10 ** 6) is net
 
 
 def test_a_kill_between_two_checkpoints_costs_nothing_but_time(tmp_path, small):
