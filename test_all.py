@@ -714,10 +714,10 @@ def test_a_kill_between_two_checkpoints_costs_nothing_but_time(tmp_path, small):
     """kill -9 at any moment, many times over: the files are those of a run in one go."""
     def command(out):
         return ["--data", small, "--out", f"{tmp_path}/{out}", "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--latent-dim", "8",
-                "--decoder", "transposed", "--epochs", "30", "--save-every", "1"]
+                "--decoder", "transposed", "--epochs", "18", "--save-every", "1"]
     cvae.main(command("a"))
     rng, killed, threads = np.random.default_rng(0), 0, {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    while not (done := tmp_path / "b" / "ckpt.pt").exists() or torch.load(done, weights_only=True)["step"] < 30 * 7:
+    while not (done := tmp_path / "b" / "ckpt.pt").exists() or torch.load(done, weights_only=True)["step"] < 18 * 7:
         assert killed < 20
         process = subprocess.Popen([sys.executable, "-u", HERE / "cvae.py", *command("b"), *(["--resume"] if done.exists() else [])],
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | threads)
@@ -728,7 +728,7 @@ def test_a_kill_between_two_checkpoints_costs_nothing_but_time(tmp_path, small):
         process.wait()
         killed += 1
     cvae.main([*command("b"), "--resume"])
-    assert killed > 2 and (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
+    assert killed > 1 and (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
     assert [row[:-2] for row in rows(tmp_path / "a")[1]] == [row[:-2] for row in rows(tmp_path / "b")[1]]
 
 
@@ -1099,9 +1099,9 @@ def test_real_cells_are_near_each_other_and_far_from_noise():
     images, _ = data.load(root=ROOT)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     noise = torch.randint(0, 256, (50, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    a, b, c = (fid.statistics(fid.features(x, 768, os.environ["FID_WEIGHTS"])) for x in (images[order[:400]], images[order[400:800]], noise))
+    a, b, c = (fid.statistics(fid.features(x, 768, os.environ["FID_WEIGHTS"])) for x in (images[order[:250]], images[order[250:500]], noise))
     near, far = fid.frechet_distance(*a, *b), fid.frechet_distance(*a, *c)
-    assert near < 0.3 and far > 10 * near  # 400 images leave a bias; all of them give 0.005
+    assert near < 0.4 and far > 10 * near  # 250 images leave a bias; all of them give 0.005
 
 
 # ---- bench.sh and the repository -------------------------------------------------------------------------------------------------
