@@ -355,7 +355,7 @@ case $mode in
     run ddpm t3-500epochs --paper --epochs "${EPOCHS:-500}"
     report ;;
   precision)
-    for script in ${SCRIPTS:-cvae dcgan ddpm}; do
+    for script in cvae dcgan ddpm; do
       for seed in 100 200 300; do
         for dtype in fp32 bf16; do FID_RUNS=1 run $script $script-$dtype-seed$seed --dtype $dtype --seed $seed --fid-seed $seed; done
       done

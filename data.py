@@ -210,7 +210,9 @@ def save_samples(folder, batches, shape, labels=None):
     """samples.npz, from batches (B, C, H, W) that make up uint8 images of `shape` (N, C, H, W): each is written as it comes, so
     memory does not grow with N. And samples.png, the first 64; with labels (N,) of several classes, eight of each in a row."""
     if RANK:  # draws along and writes nothing
-        return list(batches).clear()
+        for _ in batches:
+            pass
+        return
     n, c, h, w = shape
     rows = labels is not None and len(labels.unique()) > 1
     shown = torch.cat([(labels == k).nonzero()[:8, 0] for k in labels.unique()]).sort()[0] if rows else torch.arange(min(n, 64))

@@ -1196,6 +1196,8 @@ def test_the_readme_links_to_the_lines_it_names():
 
 def test_the_readmes_figures_come_from_the_files_of_their_runs():
     readme, files = (HERE / "README.md").read_text(), sorted((HERE / "assets" / "results").glob("*.json"))
+    for row in re.findall(r"^\| \w+-(?:fp32|bf16) .*?\*\*(.*?)\*\*", (HERE / "assets" / "results" / "precision.md").read_text(), re.M):
+        assert f"| {row} |" in readme
     assert {"cvae", "dcgan", "ddpm", "floors"} <= {file.stem for file in files}
     for file in files:
         result = json.loads(file.read_text())
