@@ -722,21 +722,21 @@ def test_a_kill_between_two_checkpoints_costs_nothing_but_time(tmp_path, small):
     """kill -9 at any moment, many times over: the files are those of a run in one go."""
     def command(out):
         return ["--data", small, "--out", f"{tmp_path}/{out}", "--device", "cpu", "--dtype", "fp32", "--batch-size", "16", "--latent-dim", "8",
-                "--decoder", "transposed", "--epochs", "18", "--save-every", "1"]
+                "--decoder", "transposed", "--epochs", "11", "--save-every", "1"]
     cvae.main(command("a"))
     rng, killed, threads = np.random.default_rng(0), 0, {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    while not (done := tmp_path / "b" / "ckpt.pt").exists() or torch.load(done, weights_only=True)["step"] < 18 * 7:
+    while not (done := tmp_path / "b" / "ckpt.pt").exists() or torch.load(done, weights_only=True)["step"] < 11 * 7:
         assert killed < 20
         process = subprocess.Popen([sys.executable, "-u", HERE / "cvae.py", *command("b"), *(["--resume"] if done.exists() else [])],
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | threads)
-        for _ in range(rng.integers(3, 9)):  # lines of epochs
+        for _ in range(rng.integers(2, 6)):  # lines of epochs
             process.stdout.readline()
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.wait()
         killed += 1
     cvae.main([*command("b"), "--resume"])
-    assert killed > 1 and (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
+    assert killed > 2 and (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
     assert [row[:-2] for row in rows(tmp_path / "a")[1]] == [row[:-2] for row in rows(tmp_path / "b")[1]]
 
 
@@ -775,6 +775,22 @@ def test_sets_of_medmnist_plus(script, channels, tmp_path, stem_file):
 def torchrun(n, *argv, **kwargs):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", f"--master_port={29500 + os.getpid() % 500}", HERE / "ddpm.py", *map(str, argv)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+
+
+@pytest.mark.parametrize("n", [9, 22])
+def test_processes_share_the_drawing(n):
+    """Two processes' halves of each round add up to what one process draws, the last round short."""
+    args = ddpm.get_args(["--device", "cpu", "--dtype", "fp32", *SMALL[ddpm]])
+    args.shape = (3, 28, 28)
+    torch.manual_seed(0)
+    net = ddpm.build(args)
+    alone = ddpm.sample(net, n, args, 7, batch_size=4)
+    with mock.patch.object(ddpm, "WORLD", 2), mock.patch.object(ddpm.dist, "all_reduce"):
+        halves = []
+        for rank in (0, 1):
+            with mock.patch.object(data, "RANK", rank):
+                halves.append(ddpm.sample(net, n, args, 7, batch_size=4))
+    assert (halves[0].flatten(1).any(1) != halves[1].flatten(1).any(1)).all() and torch.equal(halves[0] + halves[1], alone)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):
@@ -1109,7 +1125,7 @@ def test_real_cells_are_near_each_other_and_far_from_noise():
     noise = torch.randint(0, 256, (50, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     a, b, c = (fid.statistics(fid.features(x, 768, os.environ["FID_WEIGHTS"])) for x in (images[order[:150]], images[order[150:300]], noise))
     near, far = fid.frechet_distance(*a, *b), fid.frechet_distance(*a, *c)
-    assert near < 0.4 and far > 10 * near  # 150 images leave a bias; all of them give 0.005
+    assert near < 0.3 and far > 10 * near  # 150 images leave a bias; all of them give 0.005
 
 
 # ---- bench.sh and the repository -------------------------------------------------------------------------------------------------
