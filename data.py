@@ -1,184 +1,202 @@
-"""The one loader: a MedMNIST .npz file -> uint8 images and labels; shuffled batches on the device.
+"""Images in, files out, and the command line that the scripts share.
 
     images, labels = data.load("bloodmnist")            # uint8 (17092, 3, 28, 28), int64 (17092,)
-    for x in data.batches(images, 128, generator): ...  # uint8 (128, 3, 28, 28), every image once
-
-Behind it: files that are written whole or not at all, and what a command line takes. MedMNIST v2: Yang et al., Scientific Data 2023, https://medmnist.com
+    for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): each image once
 """
 import argparse
-import math
 import os
-import struct
 import sys
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.utils import make_grid
+from PIL import Image, ImageDraw, ImageOps
+from tqdm import tqdm
 
 NAMES = ("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist",
          "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist")
 SPLITS = ("train", "val", "test")
-SIZES = (28, 64, 128, 224)
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, NotImplementedError, RuntimeError,
-              struct.error, zipfile.BadZipFile, zlib.error)  # what numpy and zipfile meet foreign bytes with
-DEMO = Path(__file__).parent / "assets" / "demo.npz"  # cells that the DDPM drew: see README.md
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, drawn by the DDPM
+RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
 
 
-def name(text):
-    """argparse type of --data: a 2-D MedMNIST name, "demo" or the path of an .npz file."""
-    if text.endswith("mnist3d"):
-        raise argparse.ArgumentTypeError(f"{text} is a 3-D set; the 2-D sets are {', '.join(NAMES)}")
-    if text not in (*NAMES, "demo") and not text.endswith(".npz"):
-        raise argparse.ArgumentTypeError(f"no data set is called {text!r}; use demo, a path that ends in .npz or one of {', '.join(NAMES)}")
-    return text
+# ---- images in ----
+
+def load(source="bloodmnist", root=None, split="all", size=28):
+    """Images uint8 (N, C, H, W), C 1 or 3, and labels int64 (N,) of a set.
+
+    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz or a folder of pictures, a subfolder a class.
+    root: where named sets are, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val", "test" or "all".
+    size: the side of a named set's or a folder's images. Of several findings (ChestMNIST) the first counts, from 1.
+    Raises ValueError where it is not such a set, FileNotFoundError where there is none."""
+    if is_folder(source):
+        return load_folder(Path(source), split, size)
+    path, splits = locate(source, root, size), SPLITS if split == "all" else (split,)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            parts = [(file[f"{s}_images"], file[f"{s}_labels"]) for s in splits]
+        x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        found = f"images {x.dtype} {x.shape}, labels {y.dtype} {y.shape}"
+        if y.ndim == 2 and y.shape[1] > 1:
+            y = np.where(y.any(1), y.argmax(1) + 1, 0)
+        side, other, channels = (*x.shape[1:], 1)[:3]
+        if not (x.size and x.dtype == np.uint8 and x.ndim in (3, 4) and channels in (1, 3)
+                and side == other and side in range(16, 257, 4) and all(len(a) == len(b) for a, b in parts)
+                and y.size == len(x) and y.dtype.kind in "iu" and 0 <= y.min() <= y.max() <= 999):
+            raise ValueError(f"{found}, not uint8 N x S x S (x 3), S 16, 20 .. 256, with a label of 0 to 999 each")
+    except Exception as error:  # numpy and zipfile meet foreign bytes with a dozen types
+        advice = "delete it to have it fetched again" if source in NAMES else \
+            f"--data takes an .npz with the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}"
+        raise ValueError(f"{path} is not a readable MedMNIST file: {one_line(error)}; {advice}") from error
+    images = torch.from_numpy(x.reshape(len(x), side, side, channels)).permute(0, 3, 1, 2).contiguous()
+    return images, torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
-def locate(data, root=None, size=28):
-    """The .npz file of a data set: the path itself, the demo's, or <root>/<name>[_<size>].npz with root from the argument,
-    $MEDMNIST_ROOT or ~/.medmnist. Downloads a named set that is not there (md5 checked by the medmnist package).
-    Raises FileNotFoundError where there is neither file nor network."""
-    if data.endswith(".npz") or data == "demo":
-        path = DEMO if data == "demo" else Path(data)
+def locate(source, root=None, size=28):
+    """The .npz file of a set: itself, the demo's or <root>/<name>[_<size>].npz, downloaded if it is not there."""
+    if source == "demo" or source.endswith(".npz"):
+        path = DEMO if source == "demo" else Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"no data file at {path}")
         return path
+    if source not in NAMES:
+        raise UsageError(f"no data set is called {source!r}: not an .npz, a folder, demo or one of {', '.join(NAMES)}")
     root = Path(root or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
-    path = root / (f"{data}.npz" if size == 28 else f"{data}_{size}.npz")
+    path = root / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
     if not path.is_file():
-        download(data, path, size)
+        import medmnist  # here alone: a local file needs numpy only
+        info = medmnist.INFO[source]
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root) as tmp:  # it appears at `path` only when it is whole
+                getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
+                os.replace(Path(tmp) / path.name, path)
+        except Exception as error:  # no network, a wrong md5, no space: the user's next step is the same
+            url = info["url"] if size == 28 else info[f"url_{size}"]
+            raise FileNotFoundError(f"no file at {path}, and the download from {url} failed "
+                                    f"({type(error).__name__}); put it there, or name its folder with --root") from error
     return path
 
 
-def download(data, path, size):
-    """Fetch a named set with the medmnist package; it appears at `path` only when it is whole."""
-    import medmnist  # here alone: reading a local file needs numpy only
-    info = medmnist.INFO[data]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
-            getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
-            os.replace(Path(tmp) / path.name, path)
-    except Exception as error:  # no network, a proxy's page, a wrong md5, no space: the user's next step is the same
-        url = info["url"] if size == 28 else info[f"url_{size}"]
-        raise FileNotFoundError(f"no file at {path}, and the download from {url} failed "
-                                f"({type(error).__name__}); fetch it by hand and put it there, or point --root at its folder") from error
+def is_folder(source):
+    return source not in (*NAMES, "demo") and Path(source).is_dir()
 
 
-def load(data="bloodmnist", root=None, split="all", size=28):
-    """Read a MedMNIST set.
-
-    data: a name of NAMES or the path of an .npz file with the keys {train,val,test}_{images,labels}.
-    split: "train", "val", "test" or "all" (the three in this order). size: the side of a named set's images, one of SIZES.
-    Returns images uint8 (N, C, H, W), C 1 or 3, and labels int64 (N,). The multi-label ChestMNIST gets the number of
-    its first finding, from 1, or 0 for none. Raises ValueError where the file is not such a set.
-    """
-    try:
-        name(data)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(str(error)) from None
-    path = locate(data, root, size)
-    splits = SPLITS if split == "all" else (split,)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [f"{s}_{kind}" for s in splits for kind in ("images", "labels") if f"{s}_{kind}" not in file]
-            if missing:
-                raise ValueError(f"it has no {', '.join(missing)}")
-            images = [file[f"{s}_images"] for s in splits]
-            labels = [file[f"{s}_labels"] for s in splits]
-        if any(len(x) != len(y) for x, y in zip(images, labels)):
-            raise ValueError(f"{[len(x) for x in images]} images, but {[len(y) for y in labels]} labels")
-        if len({x.shape[1:] for x in images}) > 1 or len({y.shape[1:] for y in labels}) > 1:
-            raise ValueError(f"its splits differ in shape: images {[x.shape for x in images]}, labels {[y.shape for y in labels]}")
-        images, labels = np.concatenate(images), np.concatenate(labels)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[3] not in (1, 3):
-            raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 1 or 3)")
-        if images.size == 0:
-            raise ValueError(f"split {split} has no images")
-        if images.shape[1] != images.shape[2] or images.shape[1] not in range(16, 257, 4):
-            raise ValueError(f"images are {images.shape[1]} x {images.shape[2]}, not square with a side of 16 to 256 in steps of 4")
-        if labels.ndim == 2 and labels.shape[1] > 1:
-            labels = np.where(labels.any(1), labels.argmax(1) + 1, 0)
-        if labels.size != len(images) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 999:
-            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not one whole number from 0 to 999 an image")
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable MedMNIST file: {error}; delete it to have it fetched again") from error
-    images = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.from_numpy(labels.reshape(-1).astype(np.int64))
-
-
-def check_zip(path):
-    """Raises ValueError where a part of a zip file is damaged: torch.load reads its .pt files without a look at their checksums."""
-    with zipfile.ZipFile(path) as file:
-        damaged = file.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
-
-
-def class_number(text, data, classes):
-    """The number of a class of `classes` from itself or from its MedMNIST name (its first letters will do, if no other has
-    them). Raises argparse.ArgumentTypeError."""
-    names, data = {}, "bloodmnist" if data == "demo" else data
-    if not text.isdigit() and data in NAMES:
+def load_folder(folder, split, size):
+    """load() of pictures in <class>/ or <split>/<class>/: the centre square, resized with MedMNIST's filter."""
+    names = class_names(str(folder))
+    parts = [folder / s for s in SPLITS if (folder / s).is_dir() and split in ("all", s)] or [folder]
+    files = [(f, k) for part in parts for k, name in enumerate(names) for f in pictures(part / name)]
+    if parts == [folder] and split != "all":
+        print(f"{folder} has no {split}/: a seeded tenth is val, a fifth test, the rest train", file=sys.stderr)
+        order, n = np.random.default_rng(0).permutation(len(files)), len(files) // 10
+        cut = {"val": order[:n], "test": order[n:3 * n], "train": order[3 * n:]}
+        files = [files[i] for i in sorted(cut[split])]
+    if not files:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}) of split {split}")
+    images, bad = [], []
+    for path, _ in tqdm(files, desc=f"reading {folder}", disable=None, leave=False):
         try:
-            from medmnist import INFO  # the names are its alone; numbers do without it
-        except ImportError:
-            raise argparse.ArgumentTypeError(f"--label {text}: names need the medmnist package, numbers from 0 do not") from None
-        names = {int(k): v for k, v in INFO[data]["label"].items() if int(k) < classes}
-    found = [int(text)] if text.isdigit() else [k for k, v in names.items() if v.lower().startswith(text.lower())]
-    if len(found) != 1 or found[0] >= classes:
-        raise argparse.ArgumentTypeError(f"--label {text} is not one of {', '.join(names.values()) or f'0 to {classes - 1}'}")
-    return found[0]
+            images.append(ImageOps.fit(read_picture(path), (size, size), Image.Resampling.BICUBIC))
+        except ValueError as error:
+            bad.append(error)
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(files)} pictures cannot be used, the first: {bad[0]}")
+    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
+    x = np.stack([np.asarray(image.convert(mode)) for image in images]).reshape(len(images), size, size, -1)
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([k for _, k in files])
 
 
-def batches(images, batch_size, generator, augment=False, labels=None):
-    """One epoch: yields uint8 (B, C, H, W) batches on the images' device, every image exactly once, the last batch short;
-    with labels (N,) on that device, pairs of a batch and its labels (B,).
+def pictures(folder):
+    return sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in PICTURES)
 
-    generator: a CPU torch.Generator; the same state gives the same epoch.
-    augment: each image gets one of the eight flips and quarter turns of the square (a cell has no up or left).
-    """
-    order = torch.randperm(len(images), generator=generator).to(images.device)
-    turns = (torch.rand(3, len(images), generator=generator) < 0.5).to(images.device) if augment else None
+
+def read_picture(path):
+    """A picture as PIL has it, "L" or "RGB", 8 bits a channel. Raises ValueError for what has no such form."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
+                return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            if image.mode in "IF" or image.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError("32-bit values or transparency, whose look is not certain")
+            return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    except Exception as error:  # Pillow meets foreign bytes with a dozen types
+        raise ValueError(f"{path} is not a usable picture: {one_line(error)}") from None
+
+
+def class_names(source, n=0):
+    """Names of n classes or more: a folder's subfolders, an .npz's `class_names`, MedMNIST's; numbers if none."""
+    if is_folder(source):
+        parts = [Path(source) / s for s in SPLITS if (Path(source) / s).is_dir()] or [Path(source)]
+        names = sorted({f.name for part in parts for f in part.iterdir() if f.is_dir()}) or ["."]
+    elif source in NAMES:
+        from medmnist import INFO  # the names are its alone
+        names = list(INFO[source]["label"].values())
+    else:
+        with np.load(locate(source), allow_pickle=False) as file:
+            names = file["class_names"].tolist() if "class_names" in file else []
+    return names if len(set(names)) == len(names) >= n else [str(k) for k in range(n)]
+
+
+def batches(images, labels, batch_size, augment=False):
+    """One epoch: images (B, C, H, W) and labels (B,), every image once, in an order of torch's random state.
+    augment: each image in one of the square's eight flips and quarter turns (a cell has no up or left)."""
+    order = torch.randperm(len(images)).to(images.device)
+    turns = (torch.rand(3, len(images), 1, 1, 1) < 0.5).to(images.device)
     for i in range(0, len(images), batch_size):
-        chosen = order[i:i + batch_size]
-        x = images[chosen]
+        x = images[order[i:i + batch_size]]
         if augment:
-            across, down, swap = turns[:, i:i + batch_size, None, None, None]
+            across, down, swap = turns[:, i:i + batch_size]
             x = torch.where(across, x.flip(3), x)
             x = torch.where(down, x.flip(2), x)
             x = torch.where(swap, x.transpose(2, 3), x)
-        x = x.contiguous(memory_format=torch.channels_last)
-        yield x if labels is None else (x, labels[chosen])
+        yield x.contiguous(memory_format=torch.channels_last), labels[order[i:i + batch_size]]
 
 
-def plain_batches(images, batch_size, generator, augment, labels):
-    """batches() the way a tutorial does it, to measure what that costs: PIL images one by one through a torch DataLoader."""
-    from torchvision import transforms
-    turns = [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip()] if augment else []
-    transform = transforms.Compose([transforms.ToPILImage(), *turns, transforms.PILToTensor()])
-    pairs = [(image, label) for image, label in zip(images.cpu(), labels.cpu())]
-    for x, y in torch.utils.data.DataLoader(pairs, batch_size, shuffle=True, generator=generator,
-                                            collate_fn=lambda batch: (torch.stack([transform(x) for x, _ in batch]), torch.stack([y for _, y in batch]))):
-        yield x.to(images.device), y.to(images.device)
+def draw_labels(classes, n, label, seed):
+    """The classes (n,) of n images to draw, None where a model has none. classes: {name: images in the training data}.
+    label: a number, a name or its first letters, a tensor (n,), or None for the training data's proportions."""
+    if torch.is_tensor(label) or not classes and label is None:
+        return label
+    counts, label = torch.tensor([*classes.values()]), None if label is None else str(label)
+    if label is None:
+        return counts.float().multinomial(n, True, generator=torch.Generator().manual_seed(seed))
+    found = [k for k, name in enumerate(classes) if label in (name, str(k))] or \
+        [k for k, name in enumerate(classes) if label and name.lower().startswith(label.lower())]
+    if len(found) != 1 or not counts[found[0]]:
+        names = [*classes]
+        raise UsageError(f"label {label}: " + (
+            "the model was trained without --classes" if not classes else
+            f"not one of {', '.join(names)}, or 0 to {len(names) - 1}" if not found else
+            f"could mean {' or '.join(names[k] for k in found)}" if found[1:] else "the training data held none of it"))
+    return torch.full((n,), found[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files that are written: whole or not at all.
+def read_torch(path):
+    """What torch.save wrote; weights_only: no file can run code. Raises ValueError where it is damaged or foreign."""
+    try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums of its zip files
+            with zipfile.ZipFile(path) as file:
+                if damaged := file.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {path}") from None
+    except Exception as error:  # torch.load meets foreign bytes with a dozen types
+        raise ValueError(f"{path} is not a checkpoint or state dict: {one_line(error)}") from None
 
-RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
 
+# ---- files out ----
 
 def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
     if RANK:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(tmp, "wb") as file:
             write(file)
@@ -186,114 +204,144 @@ def save(path, write):
             os.fsync(file.fileno())
         os.replace(tmp, path)
     except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     finally:
         tmp.unlink(missing_ok=True)
 
 
-def read_checkpoint(path, script, hint):
-    """The checkpoint that `script` wrote; weights_only, so that no file can run code. Raises FileNotFoundError with the hint
-    where there is none, ValueError where it is damaged or another script's."""
-    try:
-        check_zip(path)
-        ckpt = torch.load(path, map_location="cpu", weights_only=True)
-        if ckpt["script"] != script:
-            raise ValueError(f"{ckpt['script']}.py wrote it")
-        return ckpt
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint at {path}; {hint}") from None
-    except Exception as error:  # torch.load meets foreign bytes with a dozen types
-        raise ValueError(f"{path} is not a checkpoint of {script}.py: {(str(error) or repr(error)).splitlines()[0]}") from None
+def save_grid(path, images, labels=None, names=()):
+    """A .png of uint8 images, enlarged, in rows of eight: the first 64; with labels, eight a class, named at the left."""
+    kinds = [None] if labels is None else labels.unique().tolist()
+    rows = images[:64].split(8) if labels is None else [images[labels == k][:8] for k in kinds]
+    zoom, left = max(1, 84 // images.shape[3]), 0 if labels is None else 120
+    side = images.shape[3] * zoom + 3
+    sheet = Image.new("RGB", (left + 8 * side, len(rows) * side), "white")
+    for i, row in enumerate(rows):
+        if left:
+            ImageDraw.Draw(sheet).text((4, i * side + side // 2 - 6), names[kinds[i]][:19], fill="black")
+        for j, image in enumerate(row.permute(0, 2, 3, 1).numpy()):
+            sheet.paste(ImageOps.scale(Image.fromarray(image.squeeze()), zoom, 0), (left + j * side, i * side))
+    save(path, lambda file: sheet.save(file, "PNG"))
 
 
-def save_samples(folder, batches, shape, labels=None):
-    """samples.npz, from batches (B, C, H, W) that make up uint8 images of `shape` (N, C, H, W): each is written as it comes, so
-    memory does not grow with N. And samples.png, the first 64; with labels (N,) of several classes, eight of each in a row."""
-    if RANK:  # draws along and writes nothing
-        for _ in batches:
-            pass
-        return
-    n, c, h, w = shape
-    rows = labels is not None and len(labels.unique()) > 1
-    shown = torch.cat([(labels == k).nonzero()[:8, 0] for k in labels.unique()]).sort()[0] if rows else torch.arange(min(n, 64))
-    images = []
-
-    def write(file):
-        done = 0
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            with archive.open("images.npy", "w", force_zip64=True) as part:
-                np.lib.format.write_array_header_1_0(part, {"descr": "|u1", "fortran_order": False, "shape": (n, h, w, c)})
-                for batch in batches:
-                    part.write(batch.permute(0, 2, 3, 1).contiguous().numpy())
-                    images.append(batch[shown[(shown >= done) & (shown < done + len(batch))] - done])
-                    done += len(batch)
-            if labels is not None:
-                with archive.open("labels.npy", "w", force_zip64=True) as part:
-                    np.lib.format.write_array(part, labels[:, None].numpy())
-    save(folder / "samples.npz", write)
-    save_grid(folder / "samples.png", torch.cat(images), labels[shown] if rows else None)
-
-
-def save_grid(path, images, labels=None):
-    """A .png of up to 64 uint8 images, enlarged; with labels, up to eight of each class in a row of their own."""
+def save_samples(folder, images, labels=None, names=(), png=False):
+    """samples.npz and samples.png of uint8 (N, C, H, W); with png also a file an image, samples/<class>/<number>.png."""
+    pixels, extra = images.permute(0, 2, 3, 1).numpy(), {}
     if labels is not None:
-        rows = [images[labels == k][:8] for k in labels.unique()]
-        images = torch.cat([torch.cat([row, row.new_full((8 - len(row), *row.shape[1:]), 255)]) for row in rows])
-    grid = make_grid(images if labels is not None else images[:64], 8, padding=1, pad_value=255).permute(1, 2, 0).numpy()
-    save(path, lambda file: Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(file, "PNG"))
+        extra = {"labels": labels[:, None].numpy(), "class_names": np.array(names)}
+    for i, x in enumerate(pixels if png else ()):
+        kind = names[labels[i]].replace("/", "-") if extra else ""
+        save(folder / "samples" / kind / f"{i:06}.png", lambda file, x=x: Image.fromarray(x.squeeze()).save(file, "PNG"))
+    save_grid(folder / "samples.png", images, labels if extra and len(labels.unique()) > 1 else None, names)
+    save(folder / "samples.npz", lambda file: np.savez_compressed(file, images=pixels, **extra))
 
 
-def save_log(folder, names, rows):
-    """log.csv, a row an epoch."""
-    lines = [("epoch", *names, "seconds", "images/s"), *((f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
-    save(folder / "log.csv", lambda file: file.write("".join(",".join(line) + "\n" for line in lines).encode()))
+# ---- the command line ----
+
+class UsageError(ValueError):
+    """A wrong value that the user gave: exit code 2."""
 
 
-def save_curve(folder, names, rows):
-    """loss.png of the same rows, where matplotlib is found."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    axes = Figure(figsize=(6, 4)).add_subplot(xlabel="epoch")
-    for k, values in zip(names, list(zip(*rows))[1:]):
-        axes.plot([row[0] for row in rows], values, label=k)
-    axes.legend()
-    save(folder / "loss.png", lambda file: axes.figure.savefig(file, format="png"))
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # no "(default: None)"
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line.
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a wrong flag, and the flags that cvae.py, dcgan.py and ddpm.py share."""
 
-def number(kind, low, high=math.inf):
+    def __init__(self, doc):
+        super().__init__(description=doc.split("\n")[0], formatter_class=Help, allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
+
+    def parse(self, argv, name, paper, sampler):
+        """Adds the shared flags and reads all: `paper` is what --paper sets where it is not given, `sampler` the flags
+        of drawing. What would do nothing is an error. args.settings is what makes a training what it is."""
+        add = self.add_argument_group("data, device and files").add_argument
+        add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
+        add("--size", type=int, choices=(28, 64, 128, 224), default=28, help="side of the images, pixels")
+        add("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
+        add("--split", choices=(*SPLITS, "all"), default="all", help="the part to learn")
+        add("--augment", action="store_true", help="flip and turn the training images at random")
+        add("--classes", action="store_true", help="learn the labels as a condition")
+        add("--seed", type=number(int, 0, 2**31), default=0, help="of the training, or of --sample")
+        add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+        add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+        add("--out", type=Path, default=Path("out") / name, help="folder of the run")
+        add("--resume", action="store_true", help="go on after the last whole epoch that --out holds")
+        add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
+        add("--paper", action="store_true", help="the paper's settings for all that is not given")
+        add = self.add_argument_group("drawing and measuring").add_argument
+        add("--sample", type=number(int, 1, 10**6), metavar="N", help="no training: draw N images")
+        add("--ckpt", type=Path, help="no training: this model.pt; else that of --out, else the shipped one")
+        add("--label", help="with --sample: a class, name or number; else as in the training data")
+        add("--png", action="store_true", help="with --sample: .png files too, a folder a class")
+        add("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="draws to measure the FID of")
+        add("--fid-samples", type=number(int, 2), metavar="N", help="images a draw; else 10000, or all real ones")
+        add("--fid-seed", type=number(int, 0, 2**31), default=100, help="of the first draw; each next adds 100")
+        add("--dims", type=int, choices=(64, 192, 768, 2048), default=2048, help="Inception features to compare")
+        add("--weights", default="fid", help="Inception's weights: fid, imagenet or a file")
+        argv = sys.argv[1:] if argv is None else argv
+        if "--paper" in argv:
+            self.set_defaults(**paper)
+            print("the paper's settings:", *(f"--{k.replace('_', '-')} {v}" for k, v in paper.items()))
+        args = self.parse_args(argv)
+        args.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a[:2] == "--"}
+        drawing = {*sampler, "sample", "ckpt", "label", "png", "fid_runs", "fid_samples", "fid_seed", "dims", "weights",
+                   "root", "device", "out", "overwrite", "paper"}
+        args.settings = {k: v for k, v in vars(args).items() if k not in
+                         drawing | {"epochs", "resume", "compile", "given"}}
+        idle = set() if args.sample else args.given & {"label", "png"}
+        if args.sample or args.ckpt:
+            idle |= args.given - drawing - {"data", "size", "split", "seed", "dtype"}
+        if args.ckpt and not (args.sample or args.fid_runs):
+            idle.add("ckpt")
+        if idle:
+            self.error(f"--{min(idle).replace('_', '-')} does nothing " +
+                       ("where nothing is trained" if args.sample else "without --sample"))
+        return args
+
+
+def number(kind, low, high=float("inf")):
     """argparse type: an int or a float from low to high."""
-    def parse_number(text):
+    def number(text):
         if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
-    parse_number.__name__ = kind.__name__
-    return parse_number
+    return number
 
 
-def device(text):
+def device(text="auto"):
     """argparse type: a device that this machine has; auto is the best of them."""
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"no device {text!r} here: {(str(error) or repr(error)).splitlines()[0]}") from None
+        raise argparse.ArgumentTypeError(f"no device {text!r} here: {one_line(error)}") from None
+
+
+def autocast(device, dtype="auto"):
+    """bf16 for the networks' products if dtype says so; auto: where the hardware has it."""
+    fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}
+    bf16 = dtype == "bf16" or dtype == "auto" and fast.get(device.type, bool)()
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def one_line(error):
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def command(main):
-    """Runs main(). What a user can cause ends with one line: exit code 2 for bad usage, 1 for failure, 130 for Ctrl-C."""
+    """Runs main(). What a user can cause ends in one line; exit code 2: bad usage, 1: failure, 130: Ctrl-C."""
     script = Path(sys.argv[0]).name
     try:
         main()
-    except argparse.ArgumentTypeError as error:  # a --label that only the model can tell wrong
-        print(f"{script}: error: {error}", file=sys.stderr)
-        sys.exit(2)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"{script}: {error}")
+        print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
+        print(f"\n{script}: stopped; a training goes on with the same command and --resume", file=sys.stderr)
         sys.exit(130)
