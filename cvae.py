@@ -1,7 +1,7 @@
 """Convolutional variational autoencoder on 28 x 28 blood cells (Kingma & Welling, 2014).
 
-An encoder turns an image into a Gaussian over codes, a decoder turns a code into an image; they learn together a bound
-of the data's likelihood.
+An encoder turns an image into a Gaussian over codes, a decoder turns a code into an image; they learn
+together a bound of the data's likelihood.
 
     python cvae.py --sample 64              draw cells from the trained model that comes along
     python cvae.py                          train on BloodMNIST, into out/cvae
@@ -9,9 +9,8 @@ of the data's likelihood.
     python cvae.py --paper                  train with the paper's settings
     python cvae.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std
 
-Measured: FID-768 0.4109 ± 0.0087 after 26 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores, torch
-2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about.
-"""
+Measured: FID-768 0.4109 ± 0.0087 after 26 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores,
+torch 2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about. """
 import json
 import math
 import sys
@@ -32,23 +31,23 @@ PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior=
 def get_args(argv=None):
     p = data.Parser(__doc__)
     add = p.add_argument_group("model and training").add_argument
-    add("--latent-dim", type=data.number(int, 1, 1000), default=128, help="size of the latent code (paper: 64)")
+    add("--latent-dim", type=data.number(int, 1, 1000), default=128, help="size of the code (paper: 64)")
     add("--decoder", choices=("residual", "transposed"), default="residual",
         help="residual blocks, or the paper's transposed convolutions")
     add("--likelihood", choices=("gaussian", "bernoulli"), default="gaussian",
         help="of a pixel: with a learned width, or the paper's cross-entropy")
-    add("--components", type=data.number(int, 1, 100), default=4, help="Gaussians in the prior's mixture, a class")
+    add("--components", type=data.number(int, 1, 100), default=4, help="Gaussians of the prior, a class")
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--lr", type=data.number(float, 0), default=1e-3, help="Adam's learning rate")
-    add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, the weight of the KL term (paper: 0.75)")
+    add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
     add = p.add_argument_group("sampling").add_argument
     add("--prior", choices=("gmm", "normal"), default="gmm",
         help="codes to draw from: a mixture fitted to the codes of the data, or N(0, I) (paper)")
     return p.parse(argv, NAME, PAPER, SAMPLER)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Model.
 
 class GroupNorm(nn.GroupNorm):
@@ -80,7 +79,7 @@ class VAE(nn.Module):
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.classes, self.latent_dim = dict(classes), latent_dim
         self.label = nn.Embedding(len(classes), 2 * latent_dim) if classes else None
-        code = latent_dim + len(classes)                     # the decoder sees the label, one-hot, beside the code
+        code = latent_dim + len(classes)                     # the decoder sees the label, one-hot
         full, half, quarter, eighth = (shape[1] // 2 ** k for k in range(4))  # 28, 14, 7, 3
         self.encoder = nn.Sequential(
             nn.Conv2d(shape[0], 32, 4, stride=2, padding=1), nn.ReLU(),
@@ -93,13 +92,13 @@ class VAE(nn.Module):
                 nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, output_padding=quarter % 2), nn.ReLU(),
                 nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, output_padding=half % 2), nn.ReLU(),
                 nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1, output_padding=full % 2))
-        else:                                                # every tap sees an upsampled pixel alike: no checkerboard
+        else:                                                # upsampling leaves no checkerboard
             self.decoder = nn.Sequential(
                 nn.Linear(code, 128 * quarter ** 2), nn.Unflatten(1, (128, quarter, quarter)),
                 Residual(128), nn.Upsample(half), nn.Conv2d(128, 64, 3, padding=1),
                 Residual(64), nn.Upsample(full), nn.Conv2d(64, 32, 3, padding=1),
                 Residual(32), GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, shape[0], 3, padding=1))
-        groups = max(len(classes), 1)                        # a mixture a class: weights, means, roots of covariances
+        groups = max(len(classes), 1)                        # a mixture a class: weights, means, roots
         self.register_buffer("weight", torch.full((groups, components), 1 / components))
         self.register_buffer("mean", torch.zeros(groups, components, latent_dim))
         self.register_buffer("root", torch.eye(latent_dim).repeat(groups, components, 1, 1))
@@ -117,11 +116,12 @@ class VAE(nn.Module):
 Model = VAE
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Objective.
 
 def reparameterize(mu, logvar):
-    """z = mu + sigma * epsilon: a draw from N(mu, sigma^2) that gradients pass through, Kingma & Welling sec. 2.4."""
+    """z = mu + sigma * epsilon: a draw from N(mu, sigma^2) that gradients pass through, Kingma & Welling sec.
+    2.4."""
     return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
 
@@ -133,8 +133,9 @@ def kl_divergence(mu, logvar):
 def negative_log_likelihood(logits, x, likelihood):
     """-log p(x | z) in nats an image, x (B, C, H, W) in [0, 1].
 
-    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), s^2), with the one width s that makes the
-    batch most likely, its mean squared error (Rybkin et al., 2021, eq. 4): the sharper the decoder, the more detail counts."""
+    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), s^2), with the one width s
+    that makes the batch most likely, its mean squared error (Rybkin et al., 2021, eq. 4): the sharper the
+    decoder, the more detail counts."""
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
     mse = F.mse_loss(logits.sigmoid(), x)
@@ -161,13 +162,13 @@ def from_model(logits):
     return (logits.float().sigmoid() * 255).round().to(torch.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Sampling: codes from the prior, decoded to each pixel's mean.
 
 @torch.inference_mode()
 def sample(model, n, label=None, seed=0, dtype="auto", prior="gmm", batch_size=1000):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor (n,) of
-    numbers, or None for the proportions of the training data. prior: "gmm" or "normal"."""
+    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
+    (n,) of numbers, or None for the proportions of the training data. prior: "gmm" or "normal"."""
     labels, device, images = data.draw_labels(model.classes, n, label, seed), model.mean.device, []
     generator = torch.Generator(device).manual_seed(seed)
     for i in range(0, n, batch_size):
@@ -197,31 +198,33 @@ def fit_prior(model, images, labels):
 
 
 def mixture(z, components, generator, rounds=30):
-    """The Gaussian mixture of z (N, D) by expectation maximisation: weights (K,), means (K, D), roots L of the covariances
-    L L^T (K, D, D). Each covariance is drawn towards that of all z, as by D more points: few points cannot collapse one."""
+    """The Gaussian mixture of z (N, D) by expectation maximisation: weights (K,), means (K, D), roots L of
+    the covariances L L^T (K, D, D). Each covariance is drawn towards that of all z, as by D more points: few
+    points cannot collapse one."""
     n, d = z.shape
     centred = z - z.mean(0)
     whole = centred.T @ centred / n + 1e-4 * torch.eye(d, device=z.device)
     mean = z[torch.randint(n, (components,), generator=generator, device=z.device)]
-    root, weight = torch.linalg.cholesky(whole).repeat(components, 1, 1), torch.ones(components, device=z.device) / components
+    root, weight = torch.linalg.cholesky(whole).repeat(components, 1, 1), z.new_ones(components) / components
     for _ in range(rounds):
         white = torch.linalg.solve_triangular(root, (z - mean[:, None]).mT, upper=False)     # (K, D, N)
         volume = root.diagonal(dim1=1, dim2=2).log().sum(1)
-        share = ((weight.log() - volume)[:, None] - 0.5 * (white ** 2).sum(1)).softmax(0)    # (K, N): whose point is it?
+        share = ((weight.log() - volume)[:, None] - 0.5 * (white ** 2).sum(1)).softmax(0)    # (K, N): whose?
         count = share.sum(1).clamp(min=1e-3)
         weight, mean = count / count.sum(), share @ z / count[:, None]
         away = z - mean[:, None]
-        root = torch.linalg.cholesky(((away * share[..., None]).mT @ away + d * whole) / (count + d)[:, None, None])
+        scatter = (away * share[..., None]).mT @ away + d * whole
+        root = torch.linalg.cholesky(scatter / (count + d)[:, None, None])
     return weight, mean, root
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Training.
 
 def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
-    model = VAE(images.shape[1:], classes, args.latent_dim, args.decoder, args.components)
+    model = VAE(tuple(images.shape[1:]), classes, args.latent_dim, args.decoder, args.components)
     model = model.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
 
@@ -243,37 +246,39 @@ def train(args):
 # ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
 
 def training_data(args):
-    """Images and labels on the device, {class: images of it}. Checks what can be known before the first step."""
-    if (args.out / "ckpt.pt").exists() and not (args.resume or args.overwrite):
+    """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
+    if not (args.resume or args.overwrite) and any((args.out / f).exists() for f in ("ckpt.pt", "model.pt")):
         raise data.UsageError(f"{args.out} holds a run: --resume goes on with it, --overwrite trains anew")
     images, labels = data.load(args.data, args.root, args.split, args.size)
-    if args.fid_runs:  # what the FID after the training needs
+    if args.fid_runs:  # what the FID after the training will need
         fid.how_many(args.fid_samples, len(images))
         fid.network(args.dims, args.weights)
-    counts = labels.bincount().tolist() if args.classes else []
-    names = data.class_names(args.data, len(counts)) if args.classes else []
-    precision = "bf16" if data.autocast(args.device, args.dtype)._enabled else "fp32"
-    print(f"{args.data}, {args.split}: {len(images):,} images of {tuple(images.shape[1:])}; {args.device}, {precision}")
-    return images.to(args.device), labels.to(args.device), dict(zip(names, counts + [0] * len(names), strict=False))
+    classes = data.classes(args.data, labels) if args.classes else {}
+    return images.to(args.device), labels.to(args.device), classes
 
 
 def epochs(args, images, labels, state, losses, save_model):
-    """Yields each epoch's batches of (step, images, labels), and keeps the books: log.csv, model.pt, ckpt.pt.
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is an epoch's end."""
-    path, start, rows, n = args.out / "ckpt.pt", 0, [], len(images)
+    """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
+
+    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, and ckpt.pt is the
+    end of an epoch: a run that was killed anywhere goes on from there, to the same end."""
+    path, n, rows = args.out / "ckpt.pt", len(images), []
     names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
     if args.resume:
-        ckpt, now = data.read_torch(path), args.settings
-        if differ := [k for k in ckpt["settings"] | now if ckpt["settings"].get(k) != now.get(k)]:
+        ckpt = data.read_torch(path)
+        then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
+        if then != now:
             raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {ckpt['settings'].get(k)} then, {now.get(k)} now" for k in differ))
-        start, rows = ckpt["epochs"], ckpt["rows"]
+                f"{k} {then.get(k)} then, {now.get(k)} now" for k in then | now if then.get(k) != now.get(k)))
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
+    start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
+    precision = "bf16" if data.bf16(args.device, args.dtype) else "fp32"
+    print(f"{args.data}, {args.split}: {n:,} images of {[*images.shape[1:]]}; {size:.1f} M parameters; "
+          f"{args.device}, {precision}; {start} of {args.epochs} epochs done", flush=True)
 
     def checkpoint():
-        ckpt = {"settings": args.settings, "epochs": len(rows), "rows": rows}
-        ckpt |= {k: part.state_dict() for k, part in state.items()}
+        ckpt = {k: part.state_dict() for k, part in state.items()} | {"settings": args.settings, "rows": rows}
         data.save(path, lambda file: torch.save(ckpt, file))
 
     def batches():
@@ -281,19 +286,22 @@ def epochs(args, images, labels, state, losses, save_model):
             yield epoch * per_epoch + i, x, y
             if i == 10 and epoch == start:
                 minutes = (time.time() - began) / 600 * (per_epoch * (args.epochs - start) - 10)
-                print(f"about {minutes:.0f} minutes for epochs {start + 1} to {args.epochs}", flush=True)
+                print(f"about {minutes:.0f} minutes to epoch {args.epochs}", flush=True)
 
-    if not start:
+    if not rows:
         checkpoint()  # a disk that takes none is found now
+        for stale in ("model.pt", "log.csv", "fid.json"):
+            (args.out / stale).unlink(missing_ok=True)
     for epoch in range(start, args.epochs):
         torch.manual_seed(args.seed * 100003 + epoch)
         began = time.time()
         losses.clear()
         yield batches()
         values = torch.stack(losses).float().cpu()
-        for i, row in enumerate(values.tolist(), 1):
-            if not all(map(math.isfinite, row)):
-                raise ValueError(f"{', '.join(LOSSES)} {row} at epoch {epoch + 1}, step {i}; try a lower --lr")
+        if not values.isfinite().all():
+            i = values.isfinite().all(1).long().argmin().item()
+            raise ValueError(f"{', '.join(LOSSES)} {values[i].tolist()} at epoch {epoch + 1}, step {i + 1}; "
+                             "try a lower --lr")
         seconds = time.time() - began
         rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
         print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
@@ -307,7 +315,7 @@ def epochs(args, images, labels, state, losses, save_model):
 def save_model(args, net, epoch, **sampler):
     """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
-    images = sample(net, 64 if kinds is None else len(kinds), kinds, **sampler)
+    images = sample(net, 64 if kinds is None else len(kinds), kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
     model = {"script": NAME, "model": net.settings, "trained": args.settings | {"epochs": epoch}}
     model["weights"] = net.state_dict()
@@ -315,7 +323,8 @@ def save_model(args, net, epoch, **sampler):
 
 
 def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds none."""
+    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds
+    none."""
     path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
     ckpt = data.read_torch(path)
     try:
@@ -336,24 +345,27 @@ def main(argv=None):
     path = args.ckpt or args.out / "model.pt"
     shipped = not args.ckpt and not path.exists()
     model = load(None if shipped else path, args.device)
-    about, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{args.out} holds no model: this is the one that comes along" if shipped else f"the model of {path}",
-          about["data"], f"{about['epochs']} epochs", sep=", ")
+    trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
+    which = f"{args.out} holds no model: this is the one that comes along" if shipped else path
+    print(which, trained["data"], f"{trained['epochs']} epochs", sep=", ")
     if args.sample:
-        if "data" in args.given and args.data != about["data"]:
-            raise data.UsageError(f"--data {args.data}: the model has learned {about['data']}; name another with --ckpt")
+        if "data" in args.given and args.data != trained["data"]:
+            raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
         if (args.out / "samples.npz").exists() and not args.overwrite:
-            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them, --out names another folder")
+            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them; see --out")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {time.time() - began:.1f} s")
+        seconds = time.time() - began
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
     if args.fid_runs:
-        of = {k: getattr(args, k) if k in args.given else about[k] for k in ("data", "split", "size")}
-        real = data.load(of["data"], args.root, of["split"], of["size"])[0]
+        of = {k: getattr(args, k) if k in args.given else trained[k] for k in ("data", "split", "size")}
+        real, _ = data.load(of["data"], args.root, of["split"], of["size"])
+        print("against", *of.values())
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
-                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device, args.out.parent)
-        result |= {**of, "trained": about, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
+                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
+                              args.out.parent)
+        result |= {**of, "trained": trained, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
         data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

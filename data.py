@@ -1,9 +1,10 @@
 """Images in, files out, and the command line that the scripts share.
 
     images, labels = data.load("bloodmnist")            # uint8 (17092, 3, 28, 28), int64 (17092,)
-    for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): each image once
+    for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): every image
 """
 import argparse
+import ctypes
 import os
 import sys
 import tempfile
@@ -28,10 +29,10 @@ RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone
 def load(source="bloodmnist", root=None, split="all", size=28):
     """Images uint8 (N, C, H, W), C 1 or 3, and labels int64 (N,) of a set.
 
-    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz or a folder of pictures, a subfolder a class.
-    root: where named sets are, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val", "test" or "all".
-    size: the side of a named set's or a folder's images. Of several findings (ChestMNIST) the first counts, from 1.
-    Raises ValueError where it is not such a set, FileNotFoundError where there is none."""
+    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz or a folder of pictures, a subfolder a
+    class. root: where named sets are, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val", "test" or
+    "all". size: the side of a named set's or a folder's images. Of several findings (ChestMNIST) the first
+    counts, from 1. Raises ValueError where it is not such a set, FileNotFoundError where there is none."""
     if is_folder(source):
         return load_folder(Path(source), split, size)
     path, splits = locate(source, root, size), SPLITS if split == "all" else (split,)
@@ -46,7 +47,7 @@ def load(source="bloodmnist", root=None, split="all", size=28):
         if not (x.size and x.dtype == np.uint8 and x.ndim in (3, 4) and channels in (1, 3)
                 and side == other and side in range(16, 257, 4) and all(len(a) == len(b) for a, b in parts)
                 and y.size == len(x) and y.dtype.kind in "iu" and 0 <= y.min() <= y.max() <= 999):
-            raise ValueError(f"{found}, not uint8 N x S x S (x 3), S 16, 20 .. 256, with a label of 0 to 999 each")
+            raise ValueError(f"{found}, not uint8 N x S x S (x 3), S 16, 20 .. 256, a label below 1000 each")
     except Exception as error:  # numpy and zipfile meet foreign bytes with a dozen types
         advice = "delete it to have it fetched again" if source in NAMES else \
             f"--data takes an .npz with the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}"
@@ -56,14 +57,15 @@ def load(source="bloodmnist", root=None, split="all", size=28):
 
 
 def locate(source, root=None, size=28):
-    """The .npz file of a set: itself, the demo's or <root>/<name>[_<size>].npz, downloaded if it is not there."""
+    """The .npz file of a set: itself, the demo's or <root>/<name>[_<size>].npz, downloaded if it is not
+    there."""
     if source == "demo" or source.endswith(".npz"):
         path = DEMO if source == "demo" else Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"no data file at {path}")
         return path
     if source not in NAMES:
-        raise UsageError(f"no data set is called {source!r}: not an .npz, a folder, demo or one of {', '.join(NAMES)}")
+        raise UsageError(f"{source!r} is no .npz, no folder, not demo and not one of {', '.join(NAMES)}")
     root = Path(root or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
     path = root / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
     if not path.is_file():
@@ -76,8 +78,8 @@ def locate(source, root=None, size=28):
                 os.replace(Path(tmp) / path.name, path)
         except Exception as error:  # no network, a wrong md5, no space: the user's next step is the same
             url = info["url"] if size == 28 else info[f"url_{size}"]
-            raise FileNotFoundError(f"no file at {path}, and the download from {url} failed "
-                                    f"({type(error).__name__}); put it there, or name its folder with --root") from error
+            raise FileNotFoundError(f"no file at {path}, and the download from {url} failed ({error!r:.60}); "
+                                    "put it there, or name its folder with --root") from error
     return path
 
 
@@ -86,12 +88,13 @@ def is_folder(source):
 
 
 def load_folder(folder, split, size):
-    """load() of pictures in <class>/ or <split>/<class>/: the centre square, resized with MedMNIST's filter."""
-    names = class_names(str(folder))
+    """load() of pictures in <class>/ or <split>/<class>/: the centre square, resized with MedMNIST's
+    filter."""
+    names = subfolders(folder)
     parts = [folder / s for s in SPLITS if (folder / s).is_dir() and split in ("all", s)] or [folder]
     files = [(f, k) for part in parts for k, name in enumerate(names) for f in pictures(part / name)]
     if parts == [folder] and split != "all":
-        print(f"{folder} has no {split}/: a seeded tenth is val, a fifth test, the rest train", file=sys.stderr)
+        print(f"{folder} is not split: a seeded tenth is val, a fifth test, the rest train", file=sys.stderr)
         order, n = np.random.default_rng(0).permutation(len(files)), len(files) // 10
         cut = {"val": order[:n], "test": order[n:3 * n], "train": order[3 * n:]}
         files = [files[i] for i in sorted(cut[split])]
@@ -115,7 +118,8 @@ def pictures(folder):
 
 
 def read_picture(path):
-    """A picture as PIL has it, "L" or "RGB", 8 bits a channel. Raises ValueError for what has no such form."""
+    """A picture as PIL has it, "L" or "RGB", 8 bits a channel. Raises ValueError for what has no such
+    form."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
@@ -127,18 +131,26 @@ def read_picture(path):
         raise ValueError(f"{path} is not a usable picture: {one_line(error)}") from None
 
 
-def class_names(source, n=0):
-    """Names of n classes or more: a folder's subfolders, an .npz's `class_names`, MedMNIST's; numbers if none."""
+def subfolders(folder):
+    parts = [folder / s for s in SPLITS if (folder / s).is_dir()] or [folder]
+    return sorted({f.name for part in parts for f in part.iterdir() if f.is_dir()}) or ["."]
+
+
+def classes(source, labels):
+    """{name: images of it} of a set's labels (N,): a folder's subfolders, an .npz's `class_names`, MedMNIST's
+    names, or numbers where there are none."""
+    names, counts = [], labels.bincount().tolist()
     if is_folder(source):
-        parts = [Path(source) / s for s in SPLITS if (Path(source) / s).is_dir()] or [Path(source)]
-        names = sorted({f.name for part in parts for f in part.iterdir() if f.is_dir()}) or ["."]
+        names = subfolders(Path(source))
     elif source in NAMES:
         from medmnist import INFO  # the names are its alone
         names = list(INFO[source]["label"].values())
     else:
         with np.load(locate(source), allow_pickle=False) as file:
             names = file["class_names"].tolist() if "class_names" in file else []
-    return names if len(set(names)) == len(names) >= n else [str(k) for k in range(n)]
+    if not len(set(names)) == len(names) >= len(counts):
+        names = [str(k) for k in range(len(counts))]
+    return dict(zip(names, counts + [0] * (len(names) - len(counts)), strict=True))
 
 
 def batches(images, labels, batch_size, augment=False):
@@ -157,8 +169,9 @@ def batches(images, labels, batch_size, augment=False):
 
 
 def draw_labels(classes, n, label, seed):
-    """The classes (n,) of n images to draw, None where a model has none. classes: {name: images in the training data}.
-    label: a number, a name or its first letters, a tensor (n,), or None for the training data's proportions."""
+    """The classes (n,) of n images to draw, None where a model has none. classes: {name: images in the
+    training data}. label: a number, a name or its first letters, a tensor (n,), or None for the training
+    data's proportions."""
     if torch.is_tensor(label) or not classes and label is None:
         return label
     counts, label = torch.tensor([*classes.values()]), None if label is None else str(label)
@@ -171,12 +184,14 @@ def draw_labels(classes, n, label, seed):
         raise UsageError(f"label {label}: " + (
             "the model was trained without --classes" if not classes else
             f"not one of {', '.join(names)}, or 0 to {len(names) - 1}" if not found else
-            f"could mean {' or '.join(names[k] for k in found)}" if found[1:] else "the training data held none of it"))
+            f"could mean {' or '.join(names[k] for k in found)}" if found[1:] else
+            "the training data held none of it"))
     return torch.full((n,), found[0])
 
 
 def read_torch(path):
-    """What torch.save wrote; weights_only: no file can run code. Raises ValueError where it is damaged or foreign."""
+    """What torch.save wrote; weights_only: no file can run code. Raises ValueError where it is damaged or
+    foreign."""
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums of its zip files
             with zipfile.ZipFile(path) as file:
@@ -210,7 +225,8 @@ def save(path, write):
 
 
 def save_grid(path, images, labels=None, names=()):
-    """A .png of uint8 images, enlarged, in rows of eight: the first 64; with labels, eight a class, named at the left."""
+    """A .png of uint8 images, enlarged, in rows of eight: the first 64; with labels, eight a class, named at
+    the left."""
     kinds = [None] if labels is None else labels.unique().tolist()
     rows = images[:64].split(8) if labels is None else [images[labels == k][:8] for k in kinds]
     zoom, left = max(1, 84 // images.shape[3]), 0 if labels is None else 120
@@ -220,18 +236,21 @@ def save_grid(path, images, labels=None, names=()):
         if left:
             ImageDraw.Draw(sheet).text((4, i * side + side // 2 - 6), names[kinds[i]][:19], fill="black")
         for j, image in enumerate(row.permute(0, 2, 3, 1).numpy()):
-            sheet.paste(ImageOps.scale(Image.fromarray(image.squeeze()), zoom, 0), (left + j * side, i * side))
+            image = ImageOps.scale(Image.fromarray(image.squeeze()), zoom, Image.Resampling.NEAREST)
+            sheet.paste(image, (left + j * side, i * side))
     save(path, lambda file: sheet.save(file, "PNG"))
 
 
 def save_samples(folder, images, labels=None, names=(), png=False):
-    """samples.npz and samples.png of uint8 (N, C, H, W); with png also a file an image, samples/<class>/<number>.png."""
+    """samples.npz and samples.png of uint8 (N, C, H, W); with png also a file an image,
+    samples/<class>/<number>.png."""
     pixels, extra = images.permute(0, 2, 3, 1).numpy(), {}
     if labels is not None:
         extra = {"labels": labels[:, None].numpy(), "class_names": np.array(names)}
     for i, x in enumerate(pixels if png else ()):
         kind = names[labels[i]].replace("/", "-") if extra else ""
-        save(folder / "samples" / kind / f"{i:06}.png", lambda file, x=x: Image.fromarray(x.squeeze()).save(file, "PNG"))
+        image = Image.fromarray(x.squeeze())
+        save(folder / "samples" / kind / f"{i:06}.png", lambda file, image=image: image.save(file, "PNG"))
     save_grid(folder / "samples.png", images, labels if extra and len(labels.unique()) > 1 else None, names)
     save(folder / "samples.npz", lambda file: np.savez_compressed(file, images=pixels, **extra))
 
@@ -257,10 +276,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
 
     def parse(self, argv, name, paper, sampler):
-        """Adds the shared flags and reads all: `paper` is what --paper sets where it is not given, `sampler` the flags
-        of drawing. What would do nothing is an error. args.settings is what makes a training what it is."""
+        """Adds the shared flags and reads all: `paper` is what --paper sets where it is not given, `sampler`
+        the flags of drawing. What would do nothing is an error. args.settings is what makes a training what
+        it is."""
         add = self.add_argument_group("data, device and files").add_argument
-        add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
+        add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, demo")
         add("--size", type=int, choices=(28, 64, 128, 224), default=28, help="side of the images, pixels")
         add("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
         add("--split", choices=(*SPLITS, "all"), default="all", help="the part to learn")
@@ -278,19 +298,20 @@ class Parser(argparse.ArgumentParser):
         add("--ckpt", type=Path, help="no training: this model.pt; else that of --out, else the shipped one")
         add("--label", help="with --sample: a class, name or number; else as in the training data")
         add("--png", action="store_true", help="with --sample: .png files too, a folder a class")
-        add("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="draws to measure the FID of")
-        add("--fid-samples", type=number(int, 2), metavar="N", help="images a draw; else 10000, or all real ones")
-        add("--fid-seed", type=number(int, 0, 2**31), default=100, help="of the first draw; each next adds 100")
-        add("--dims", type=int, choices=(64, 192, 768, 2048), default=2048, help="Inception features to compare")
+        add("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
+        add("--fid-samples", type=number(int, 2), metavar="N", help="in a draw; else 10000, or all there are")
+        add("--fid-seed", type=number(int, 0, 2**31), default=100, help="of the first draw, then 100 more")
+        add("--dims", type=int, choices=(64, 192, 768, 2048), default=2048, help="Inception features")
         add("--weights", default="fid", help="Inception's weights: fid, imagenet or a file")
         argv = sys.argv[1:] if argv is None else argv
         if "--paper" in argv:
             self.set_defaults(**paper)
             print("the paper's settings:", *(f"--{k.replace('_', '-')} {v}" for k, v in paper.items()))
         args = self.parse_args(argv)
+        keep_memory()
         args.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a[:2] == "--"}
-        drawing = {*sampler, "sample", "ckpt", "label", "png", "fid_runs", "fid_samples", "fid_seed", "dims", "weights",
-                   "root", "device", "out", "overwrite", "paper"}
+        drawing = {*sampler, *"sample ckpt label png fid_runs fid_samples fid_seed dims weights".split(),
+                   *"root device out overwrite paper".split()}
         args.settings = {k: v for k, v in vars(args).items() if k not in
                          drawing | {"epochs", "resume", "compile", "given"}}
         idle = set() if args.sample else args.given & {"label", "png"}
@@ -302,6 +323,15 @@ class Parser(argparse.ArgumentParser):
             self.error(f"--{min(idle).replace('_', '-')} does nothing " +
                        ("where nothing is trained" if args.sample else "without --sample"))
         return args
+
+
+def keep_memory():
+    """Freed memory stays with the process: the next step asks for as much. M_MMAP_MAX and M_TRIM_THRESHOLD of
+    glibc."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)
+        libc.mallopt(-1, 2**31 - 1)
 
 
 def number(kind, low, high=float("inf")):
@@ -323,11 +353,15 @@ def device(text="auto"):
         raise argparse.ArgumentTypeError(f"no device {text!r} here: {one_line(error)}") from None
 
 
+def bf16(device, dtype="auto"):
+    """Whether the networks' products are in bf16: if dtype says so; auto: where the hardware has it."""
+    cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": cpu}.get(device.type, bool)
+    return dtype == "bf16" or dtype == "auto" and fast()
+
+
 def autocast(device, dtype="auto"):
-    """bf16 for the networks' products if dtype says so; auto: where the hardware has it."""
-    fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}
-    bf16 = dtype == "bf16" or dtype == "auto" and fast.get(device.type, bool)()
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16(device, dtype))
 
 
 def one_line(error):
@@ -335,7 +369,8 @@ def one_line(error):
 
 
 def command(main):
-    """Runs main(). What a user can cause ends in one line; exit code 2: bad usage, 1: failure, 130: Ctrl-C."""
+    """Runs main(). What a user can cause ends in one line; exit code 2: bad usage, 1: failure, 130:
+    Ctrl-C."""
     script = Path(sys.argv[0]).name
     try:
         main()

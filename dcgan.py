@@ -1,7 +1,7 @@
 """Deep convolutional GAN on 28 x 28 blood cells (Radford et al., 2016).
 
-A generator turns random numbers into images and learns to fool a discriminator, which learns to tell them from real
-ones.
+A generator turns random numbers into images and learns to fool a discriminator, which learns to tell them
+from real ones.
 
     python dcgan.py --sample 64              draw cells from the trained model that comes along
     python dcgan.py                          train on BloodMNIST, into out/dcgan
@@ -9,9 +9,8 @@ ones.
     python dcgan.py --paper                  train with the paper's settings
     python dcgan.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std
 
-Measured: FID-768 0.5061 ± 0.01 after 40 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores, torch
-2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about.
-"""
+Measured: FID-768 0.5061 ± 0.01 after 40 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores,
+torch 2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about. """
 import argparse
 import copy
 import json
@@ -36,7 +35,7 @@ def get_args(argv=None):
     p = data.Parser(__doc__)
     add = p.add_argument_group("model and training").add_argument
     add("--latent-dim", type=data.number(int, 1, 1000), default=100, help="size of the generator's input")
-    add("--start", type=int, choices=(3, 7), default=7, help="side of the generator's first features (paper: 3)")
+    add("--start", type=int, choices=(3, 7), default=7, help="side of the first features (paper: 3)")
     add("--d-norm", choices=("spectral", "batch"), default="spectral",
         help="of the discriminator's weights or features (paper: batch)")
     add("--epochs", type=data.number(int, 1, 10**6), default=40, help="passes over the data")
@@ -45,19 +44,20 @@ def get_args(argv=None):
     add("--d-lr", type=data.number(float, 0), default=4e-4, help="the discriminator's (paper: 1e-3)")
     add("--label-smoothing", type=data.number(float, 0, 0.5), default=0.0,
         help="the discriminator's targets are 1 - this and this (paper: 0.1)")
-    add("--g-steps", type=data.number(int, 1, 100), default=1, help="generator updates a discriminator's (paper: 3)")
+    add("--g-steps", type=data.number(int, 1, 100), default=1, help="generator updates a step (paper: 3)")
     add("--diffaugment", action=argparse.BooleanOptionalAction, default=True,
         help="the discriminator sees all images, real and drawn, moved and recoloured (paper: no)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
-        help="half-life of the generator's average that draws, as a share of the training so far; 0: none (paper)")
+        help="half-life of the average that draws, as a share of the training so far; 0: none (paper)")
     return p.parse(argv, NAME, PAPER, SAMPLER)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Model. Each layer of the two networks halves or doubles the image, whatever its size: 28 <-> 14 <-> 7 <-> 3.
 
 class Generator(nn.Module):
-    """Code (B, latent) -> image (B, C, 28, 28) in [-1, 1]. classes: {name: images of it in the training data}."""
+    """Code (B, latent) -> image (B, C, 28, 28) in [-1, 1]. classes: {name: images of it in the training
+    data}."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=100, start=7):
         super().__init__()
@@ -70,8 +70,8 @@ class Generator(nn.Module):
         for a, b, size in zip(widths, widths[1:], sizes[1:], strict=False):
             layers += [nn.BatchNorm2d(a), nn.ReLU(), nn.ConvTranspose2d(
                 a, b, 4, stride=2, padding=1, output_padding=size % 2, bias=False)]
-        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.Conv2d(widths[-1], shape[0], 3, padding=1), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU(),
+                                    nn.Conv2d(widths[-1], shape[0], 3, padding=1), nn.Tanh())
         self.apply(init)
 
     def forward(self, z, y=None):
@@ -79,7 +79,8 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato & Koyama, 2018).
+    """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato &
+    Koyama, 2018).
 
     norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018)."""
 
@@ -115,11 +116,12 @@ def init(module):
 Model = Generator
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Objective.
 
 def discriminator_loss(real_logits, fake_logits, smoothing=0.0):
-    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, with targets 1 - smoothing and smoothing for 1 and 0."""
+    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, with targets 1 - smoothing and smoothing for 1
+    and 0."""
     real = F.binary_cross_entropy_with_logits(real_logits, torch.full_like(real_logits, 1 - smoothing))
     fake = F.binary_cross_entropy_with_logits(fake_logits, torch.full_like(fake_logits, smoothing))
     return real + fake
@@ -131,8 +133,9 @@ def generator_loss(fake_logits):
 
 
 def diffaugment(x):
-    """Each image of (B, C, H, W) moved by up to an eighth, a square of half its side cut out, its brightness, saturation
-    and contrast changed; differentiable, so that the generator learns through it (Zhao et al., 2020)."""
+    """Each image of (B, C, H, W) moved by up to an eighth, a square of half its side cut out, its brightness,
+    saturation and contrast changed; differentiable, so that the generator learns through it (Zhao et al.,
+    2020)."""
     b, c, h, w = x.shape
     u = torch.rand(7, b, 1, 1, 1, device=x.device)
     x = x + u[0] - 0.5
@@ -142,7 +145,8 @@ def diffaugment(x):
     x = (x - mean) * (u[2] + 0.5) + mean
     rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
     down, across = ((2 * v - 1) * (n // 8 + 0.5) for v, n in ((u[3], h), (u[4], w)))
-    i, j = (rows + down.round().long()).expand(b, 1, h, w), (columns + across.round().long()).expand(b, 1, h, w)
+    i = (rows + down.round().long()).expand(b, 1, h, w)
+    j = (columns + across.round().long()).expand(b, 1, h, w)
     inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
     source = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)).flatten(2).expand(-1, c, -1)
     x = x.flatten(2).gather(2, source).view(b, c, h, w) * inside
@@ -160,35 +164,38 @@ def from_model(x):
     return ((x.float() + 1) * 127.5).round().to(torch.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Sampling: the generator on codes from N(0, I).
 
 @torch.inference_mode()
 def sample(model, n, label=None, seed=0, dtype="auto", batch_size=1000):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor (n,) of
-    numbers, or None for the proportions of the training data."""
+    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
+    (n,) of numbers, or None for the proportions of the training data."""
     labels, device = data.draw_labels(model.classes, n, label, seed), model.layers[1].weight.device
     generator, model, images = torch.Generator(device).manual_seed(seed), model.eval(), []
     for i in range(0, n, batch_size):
         z = torch.randn(min(batch_size, n - i), model.latent_dim, generator=generator, device=device)
         with data.autocast(device, dtype):
-            images.append(from_model(model(z, None if labels is None else labels[i:i + batch_size].to(device))).cpu())
+            y = None if labels is None else labels[i:i + batch_size].to(device)
+            images.append(from_model(model(z, y)).cpu())
     return torch.cat(images)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Training.
 
 def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
-    generator = Generator(images.shape[1:], classes, args.latent_dim, args.start)
+    generator = Generator(tuple(images.shape[1:]), classes, args.latent_dim, args.start)
     discriminator = Discriminator(images.shape[1:], classes, args.d_norm)
-    generator, discriminator = (net.to(args.device, memory_format=torch.channels_last) for net in (generator, discriminator))
+    for net in (generator, discriminator):
+        net.to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=(0.5, 0.999), fused=True)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=(0.5, 0.999), fused=True)
-    state = {"model": generator, "ema": ema, "discriminator": discriminator, "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}
+    state = {"model": generator, "ema": ema, "discriminator": discriminator, "g_optimizer": g_optimizer,
+             "d_optimizer": d_optimizer}
     view = diffaugment if args.diffaugment else lambda x: x
 
     losses = []
@@ -216,44 +223,46 @@ def train(args):
 @torch.no_grad()
 def update_ema(ema, model, decay):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-    for mean, buffer in zip(ema.buffers(), model.buffers(), strict=True):  # BatchNorm's statistics are averages already
+    for mean, buffer in zip(ema.buffers(), model.buffers(), strict=True):  # BatchNorm's, averages already
         mean.copy_(buffer)
 
 
 # ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
 
 def training_data(args):
-    """Images and labels on the device, {class: images of it}. Checks what can be known before the first step."""
-    if (args.out / "ckpt.pt").exists() and not (args.resume or args.overwrite):
+    """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
+    if not (args.resume or args.overwrite) and any((args.out / f).exists() for f in ("ckpt.pt", "model.pt")):
         raise data.UsageError(f"{args.out} holds a run: --resume goes on with it, --overwrite trains anew")
     images, labels = data.load(args.data, args.root, args.split, args.size)
-    if args.fid_runs:  # what the FID after the training needs
+    if args.fid_runs:  # what the FID after the training will need
         fid.how_many(args.fid_samples, len(images))
         fid.network(args.dims, args.weights)
-    counts = labels.bincount().tolist() if args.classes else []
-    names = data.class_names(args.data, len(counts)) if args.classes else []
-    precision = "bf16" if data.autocast(args.device, args.dtype)._enabled else "fp32"
-    print(f"{args.data}, {args.split}: {len(images):,} images of {tuple(images.shape[1:])}; {args.device}, {precision}")
-    return images.to(args.device), labels.to(args.device), dict(zip(names, counts + [0] * len(names), strict=False))
+    classes = data.classes(args.data, labels) if args.classes else {}
+    return images.to(args.device), labels.to(args.device), classes
 
 
 def epochs(args, images, labels, state, losses, save_model):
-    """Yields each epoch's batches of (step, images, labels), and keeps the books: log.csv, model.pt, ckpt.pt.
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is an epoch's end."""
-    path, start, rows, n = args.out / "ckpt.pt", 0, [], len(images)
+    """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
+
+    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, and ckpt.pt is the
+    end of an epoch: a run that was killed anywhere goes on from there, to the same end."""
+    path, n, rows = args.out / "ckpt.pt", len(images), []
     names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
     if args.resume:
-        ckpt, now = data.read_torch(path), args.settings
-        if differ := [k for k in ckpt["settings"] | now if ckpt["settings"].get(k) != now.get(k)]:
+        ckpt = data.read_torch(path)
+        then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
+        if then != now:
             raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {ckpt['settings'].get(k)} then, {now.get(k)} now" for k in differ))
-        start, rows = ckpt["epochs"], ckpt["rows"]
+                f"{k} {then.get(k)} then, {now.get(k)} now" for k in then | now if then.get(k) != now.get(k)))
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
+    start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
+    precision = "bf16" if data.bf16(args.device, args.dtype) else "fp32"
+    print(f"{args.data}, {args.split}: {n:,} images of {[*images.shape[1:]]}; {size:.1f} M parameters; "
+          f"{args.device}, {precision}; {start} of {args.epochs} epochs done", flush=True)
 
     def checkpoint():
-        ckpt = {"settings": args.settings, "epochs": len(rows), "rows": rows}
-        ckpt |= {k: part.state_dict() for k, part in state.items()}
+        ckpt = {k: part.state_dict() for k, part in state.items()} | {"settings": args.settings, "rows": rows}
         data.save(path, lambda file: torch.save(ckpt, file))
 
     def batches():
@@ -261,19 +270,22 @@ def epochs(args, images, labels, state, losses, save_model):
             yield epoch * per_epoch + i, x, y
             if i == 10 and epoch == start:
                 minutes = (time.time() - began) / 600 * (per_epoch * (args.epochs - start) - 10)
-                print(f"about {minutes:.0f} minutes for epochs {start + 1} to {args.epochs}", flush=True)
+                print(f"about {minutes:.0f} minutes to epoch {args.epochs}", flush=True)
 
-    if not start:
+    if not rows:
         checkpoint()  # a disk that takes none is found now
+        for stale in ("model.pt", "log.csv", "fid.json"):
+            (args.out / stale).unlink(missing_ok=True)
     for epoch in range(start, args.epochs):
         torch.manual_seed(args.seed * 100003 + epoch)
         began = time.time()
         losses.clear()
         yield batches()
         values = torch.stack(losses).float().cpu()
-        for i, row in enumerate(values.tolist(), 1):
-            if not all(map(math.isfinite, row)):
-                raise ValueError(f"{', '.join(LOSSES)} {row} at epoch {epoch + 1}, step {i}; try a lower --lr")
+        if not values.isfinite().all():
+            i = values.isfinite().all(1).long().argmin().item()
+            raise ValueError(f"{', '.join(LOSSES)} {values[i].tolist()} at epoch {epoch + 1}, step {i + 1}; "
+                             "try a lower --lr")
         seconds = time.time() - began
         rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
         print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
@@ -287,7 +299,7 @@ def epochs(args, images, labels, state, losses, save_model):
 def save_model(args, net, epoch, **sampler):
     """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
-    images = sample(net, 64 if kinds is None else len(kinds), kinds, **sampler)
+    images = sample(net, 64 if kinds is None else len(kinds), kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
     model = {"script": NAME, "model": net.settings, "trained": args.settings | {"epochs": epoch}}
     model["weights"] = net.state_dict()
@@ -295,7 +307,8 @@ def save_model(args, net, epoch, **sampler):
 
 
 def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds none."""
+    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds
+    none."""
     path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
     ckpt = data.read_torch(path)
     try:
@@ -316,24 +329,27 @@ def main(argv=None):
     path = args.ckpt or args.out / "model.pt"
     shipped = not args.ckpt and not path.exists()
     model = load(None if shipped else path, args.device)
-    about, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{args.out} holds no model: this is the one that comes along" if shipped else f"the model of {path}",
-          about["data"], f"{about['epochs']} epochs", sep=", ")
+    trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
+    which = f"{args.out} holds no model: this is the one that comes along" if shipped else path
+    print(which, trained["data"], f"{trained['epochs']} epochs", sep=", ")
     if args.sample:
-        if "data" in args.given and args.data != about["data"]:
-            raise data.UsageError(f"--data {args.data}: the model has learned {about['data']}; name another with --ckpt")
+        if "data" in args.given and args.data != trained["data"]:
+            raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
         if (args.out / "samples.npz").exists() and not args.overwrite:
-            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them, --out names another folder")
+            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them; see --out")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {time.time() - began:.1f} s")
+        seconds = time.time() - began
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
     if args.fid_runs:
-        of = {k: getattr(args, k) if k in args.given else about[k] for k in ("data", "split", "size")}
-        real = data.load(of["data"], args.root, of["split"], of["size"])[0]
+        of = {k: getattr(args, k) if k in args.given else trained[k] for k in ("data", "split", "size")}
+        real, _ = data.load(of["data"], args.root, of["split"], of["size"])
+        print("against", *of.values())
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
-                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device, args.out.parent)
-        result |= {**of, "trained": about, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
+                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
+                              args.out.parent)
+        result |= {**of, "trained": trained, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
         data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

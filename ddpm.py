@@ -1,7 +1,7 @@
 """Denoising diffusion on 28 x 28 blood cells (Ho et al., 2020).
 
-A U-Net learns to say what is noise in a noised image; run backwards from pure noise, step by step, it uncovers an image
-that never was.
+A U-Net learns to say what is noise in a noised image; run backwards from pure noise, step by step, it
+uncovers an image that never was.
 
     python ddpm.py --sample 64                        draw cells from the trained model that comes along
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
@@ -9,9 +9,8 @@ that never was.
     python ddpm.py --unet patches --epochs 80         a network that a CPU can train
     torchrun --nproc_per_node=2 ddpm.py               on several GPUs, or in several processes on a CPU
 
-Measured: FID-768 0.07987 ± 0.0043 after 150 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores, torch
-2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about.
-"""
+Measured: FID-768 0.07987 ± 0.0043 after 150 epochs (five draws of 2,000 cells; two CPU cores, torch 2.15.0).
+README.md says what the figure means, RESULTS.md how it came about. """
 import argparse
 import copy
 import json
@@ -30,7 +29,9 @@ import data
 import fid
 
 NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "order", "eta", "guidance")
-PAPER = dict(schedule="linear", predict="epsilon", attention=False, optimizer="adam", lr=1e-4, decay="none", ema=0, steps=0)
+PAPER = dict(schedule="linear", predict="epsilon", attention=False, optimizer="adam", lr=1e-4, decay="none",
+             ema=0, steps=0)
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
 
 
 def get_args(argv=None):
@@ -39,28 +40,28 @@ def get_args(argv=None):
     add("--timesteps", type=data.number(int, 2, 10000), default=500, help="T, the number of noise levels")
     add("--schedule", choices=("linear", "cosine"), default="cosine", help="of the noise (paper: linear)")
     add("--predict", choices=("v", "epsilon"), default="v", help="what the network says (paper: epsilon)")
-    add("--unet", choices=tuple(UNETS), default="deeper", help="the paper's two, or one for a CPU, of 2 x 2 patches")
-    add("--attention", action=argparse.BooleanOptionalAction, default=True, help="at 7 x 7 and below (paper: none)")
+    add("--unet", choices=tuple(UNETS), default="deeper", help="the paper's two, or one for a CPU")
+    add("--attention", action=argparse.BooleanOptionalAction, default=True, help="at 7 x 7 (paper: none)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
-    add("--optimizer", choices=("muon", "adam"), default="muon", help="of the hidden convolutions (paper: adam)")
+    add("--optimizer", choices=("muon", "adam"), default="muon", help="of the hidden layers (paper: adam)")
     add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam (paper: 1e-4)")
-    add("--decay", choices=("cosine", "none"), default="cosine",
-        help="of the learning rates to 0, after a warm-up of 5 %% of the run, at most 500 steps (paper: none of both)")
-    add("--ema", type=data.number(float, 0, 1), default=0.05,
-        help="half-life of the average that draws, as a share of the training so far; 0: none (paper)")
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: on a GPU, in a long run")
+    add("--decay", choices=("cosine", "none"), default="cosine", help="of the learning rates to 0, after a "
+        "warm-up of 5 %% of the run, 500 steps at most (paper: none of both)")
+    add("--ema", type=data.number(float, 0, 1), default=0.05, help="half-life of the averaged weights that "
+        "draw, as a share of the training so far; 0: none (paper)")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: in a long run on a GPU")
     add = p.add_argument_group("sampling").add_argument
     add("--steps", type=data.number(int, 0), default=30, help="network evaluations; 0: all T (paper)")
     add("--order", type=int, choices=(1, 2), default=1, help="of the solver: DDIM, or DPM-Solver++")
-    add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew: 0 none, 1 as much as Ho et al.")
-    add("--guidance", type=data.number(float, 0), default=0.0, help="strength of the class, for a model with --classes")
+    add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
+    add("--guidance", type=data.number(float, 0), default=0.0, help="towards the class and beyond it")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
-    if args.steps > args.timesteps and not args.ckpt and not args.sample:
+    if args.steps > args.timesteps and not (args.sample or args.ckpt):
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
-    if "RANK" in os.environ and not dist.is_initialized():  # torchrun: a process for each GPU, or several on a CPU
+    if "RANK" in os.environ and not dist.is_initialized():  # torchrun: a process a GPU, or several on a CPU
         if args.device.type == "cuda":
             args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(args.device)
@@ -69,10 +70,10 @@ def get_args(argv=None):
     return args
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # the side of the patches that the network starts from, and the channels of each level, bottleneck last
+UNETS = {  # the side of the patches that it starts from, and the channels of each level, bottleneck last
     "baseline": (1, (64, 128, 256)), "deeper": (1, (64, 128, 256, 512)), "patches": (2, (96, 192, 256))}
 EMBED = 256
 
@@ -85,7 +86,8 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Residual block: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
+    """Residual block: two 3 x 3 convolutions; timestep and label scale and shift the features between
+    them."""
 
     def __init__(self, c_in, c_out, attention=False):
         super().__init__()
@@ -116,32 +118,35 @@ class Attention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
         if x.is_cuda:
             h = F.scaled_dot_product_attention(q, k, v)   # (B, heads, h w, 64)
-        else:                                             # the same in full: on a CPU, its backward is twice as fast
+        else:                                             # in full: twice as fast backward on a CPU
             h = (q @ k.mT / 8).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
 class UNet(nn.Module):
-    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, empty without labels."""
+    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, empty without
+    labels."""
 
-    def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500, schedule="cosine",
-                 predict="v"):
+    def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
+                 schedule="cosine", predict="v"):
         super().__init__()
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self.shape, self.classes, self.diffusion = shape, dict(classes), Diffusion(timesteps, schedule, predict)
+        self.shape, self.classes = tuple(shape), dict(classes)
+        self.diffusion = Diffusion(timesteps, schedule, predict)
         self.patch, (*widths, bottom) = UNETS[unet]
-        pixels = shape[0] * self.patch ** 2
+        pixels, up = shape[0] * self.patch ** 2, widths[::-1]
+        where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
         self.label = nn.Embedding(len(classes) + 1, EMBED) if classes else None  # the last one: no label
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
-        where = [False] * (len(widths) - 1) + [attention]  # attention from 7 x 7 on: above, it costs more than it gives
         self.down = nn.ModuleList(map(Block, [widths[0], *widths], widths, where))
         self.middle = Block(widths[-1], bottom, attention)
-        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip([bottom, *widths[::-1]], widths[::-1], strict=False))
-        self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(widths[::-1], where[::-1], strict=True))
-        self.head = nn.Sequential(GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], pixels, 3, padding=1))
-        for weight in (self.head[-1].weight, *(self.label.parameters() if classes else ())):
-            nn.init.zeros_(weight)
+        self.narrow = nn.ModuleList(map(nn.Conv2d, [bottom, *up], up, [1] * len(up)))
+        self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(up, where[::-1], strict=True))
+        self.head = nn.Sequential(GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], pixels, 3, padding=1))
+        nn.init.zeros_(self.head[-1].weight)
+        if classes:
+            nn.init.zeros_(self.label.weight)
 
     def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
         c = self.embed(timestep_embedding(t, EMBED))
@@ -169,11 +174,12 @@ def timestep_embedding(t, dim):
 Model = UNet
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Objective and sampling. alpha_bar[t] is the share of the signal's variance that is left at step t, t = 0 .. T-1.
+# ----------------------------------------------------------------------------------------------------
+# Objective and sampling. alpha_bar[t] is the share of the signal's variance left at step t, 0 .. T-1.
 
 class Diffusion(nn.Module):
-    """The noising process and its reversal. A `model` here is any function (x_t, t) -> epsilon or v, of x_t's shape."""
+    """The noising process and its reversal. A `model` here is a function (x_t, t) -> epsilon or v, of x_t's
+    shape."""
 
     def __init__(self, timesteps=500, schedule="cosine", predict="v"):
         super().__init__()
@@ -192,8 +198,8 @@ class Diffusion(nn.Module):
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
     def loss(self, model, x0, t, epsilon):
-        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al. eq. 14) or
-        v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
+        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
         a = self.alpha_bar[t][:, None, None, None]
         target = a.sqrt() * epsilon - (1 - a).sqrt() * x0 if self.predict_v else epsilon
         return F.mse_loss(model(self.q_sample(x0, t, epsilon), t).float(), target)
@@ -204,25 +210,26 @@ class Diffusion(nn.Module):
         x0 = a.sqrt() * x - (1 - a).sqrt() * out if self.predict_v else (x - (1 - a).sqrt() * out) / a.sqrt()
         return x0.clamp(-1, 1)
 
-    def solve(self, model, x, generator, steps, order=2, eta=0.0):
-        """x_T -> x_0 through `steps` of the T noise levels. Order 1 is DDIM (Song et al. 2021 eq. 12 and 16), the levels evenly
-        spaced in t: eta 0 is deterministic, eta 1 with all T is Ho et al.'s ancestral sampling. Order 2 is DPM-Solver++ (2M, Lu et al. 2022, alg. 2): the same
-        step with an x_0 extrapolated from the last two, evenly spaced in lambda = log(sqrt(alpha_bar / (1 - alpha_bar)))."""
+    def solve(self, model, x, generator, steps, order=1, eta=1.0):
+        """x_T -> x_0 through `steps` of the T noise levels. Order 1 is DDIM (Song et al. 2021 eq. 12 and 16),
+        evenly spaced in t: eta 0 is deterministic, eta 1 with all T levels is Ho et al.'s ancestral sampling.
+        Order 2 is DPM-Solver++ (2M, Lu et al. 2022, alg. 2): the same step with an x_0 extrapolated from the
+        last two, evenly spaced in lambda = log(sqrt(alpha_bar / (1 - alpha_bar)))."""
         levels, before = torch.logit(self.alpha_bar.double().cpu(), eps=1e-12) / 2, None
         times = torch.linspace(self.T - 1, 0, steps).round().long()
         if order == 2:                                    # below -5 nothing of the image is left to see
             wanted = torch.linspace(max(levels[-1], -5), levels[0], steps, dtype=torch.float64)
             times = (levels - wanted[:, None]).abs().argmin(1).unique().flip(0)
             times[0] = self.T - 1
-        one = torch.ones((), device=x.device)
         for t, t_prev in zip(times.tolist(), [*times[1:].tolist(), None], strict=True):
             x0 = image = self.predict(model, x, t)
-            a, a_prev = self.alpha_bar[t], one if t_prev is None else self.alpha_bar[t_prev]
-            if order == 2 and before and t_prev is not None:  # the last step goes to lambda = infinity, at order 1
+            a = self.alpha_bar[t]
+            a_prev = torch.ones_like(a) if t_prev is None else self.alpha_bar[t_prev]
+            if order == 2 and before and t_prev is not None:  # not the last: it goes to infinity
                 r = (levels[t] - levels[before[1]]) / (levels[t_prev] - levels[t])
                 x0 = image + (image - before[0]) / (2 * r.item())
             before = image, t
-            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0, so that x stays on the noise level
+            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0: x stays on the noise level
             sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()
             x = a_prev.sqrt() * x0 + (1 - a_prev - sigma ** 2).clamp(min=0).sqrt() * epsilon
             if eta > 0:
@@ -231,7 +238,8 @@ class Diffusion(nn.Module):
 
 
 def guided(model, y, w):
-    """The prediction for the class, w times further from that for any image: (1 + w) e(x, y) - w e(x), Ho & Salimans 2022."""
+    """The prediction for a class, w times further from that for any image: (1 + w) e(x, y) - w e(x), Ho &
+    Salimans."""
     if w == 0:
         return lambda x, t: model(x, t, y)
     none = torch.full_like(y, len(model.classes))
@@ -239,23 +247,25 @@ def guided(model, y, w):
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=30, order=1, eta=1.0, guidance=0.0, batch_size=500):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor (n,) of
-    numbers, or None for the proportions of the training data. steps to guidance: as the flags say."""
-    y, diffusion, device = data.draw_labels(model.classes, n, label, seed), model.diffusion, model.stem.weight.device
-    if steps > diffusion.T or guidance and y is None:
-        raise data.UsageError(f"steps {steps} are more than the model's {diffusion.T}" if steps > diffusion.T else
-                              f"guidance {guidance}: the model was trained without --classes")
+def sample(model, n, label=None, seed=0, dtype="auto", steps=30, order=1, eta=1.0, guidance=0.0, batch=500):
+    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
+    (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
+    diffusion, device = model.diffusion, model.stem.weight.device
+    y = data.draw_labels(model.classes, n, label, seed)
+    if steps > diffusion.T:
+        raise data.UsageError(f"steps {steps}: the model has {diffusion.T}")
+    if guidance and y is None:
+        raise data.UsageError(f"guidance {guidance}: the model was trained without --classes")
     images = torch.zeros(n, *model.shape, dtype=torch.uint8, device=device)
-    world = WORLD if n > batch_size else 1                # each process draws its share of the batches
-    for i in range(data.RANK % world * batch_size, n, world * batch_size):
+    world = WORLD if n > batch else 1                     # each process draws its share of the batches
+    for i in range(data.RANK % world * batch, n, world * batch):
         generator = torch.Generator(device).manual_seed(seed * 100003 + i)
-        x = torch.randn(min(batch_size, n - i), *model.shape, generator=generator, device=device)
-        x = x.contiguous(memory_format=torch.channels_last)
-        net = model if y is None else guided(model, y[i:i + batch_size].to(device), guidance)
+        x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
+        net = model if y is None else guided(model, y[i:i + batch].to(device), guidance)
         with data.autocast(device, dtype):
-            x = diffusion.solve(net, x, generator, steps or diffusion.T, order, eta)
-        images[i:i + batch_size] = from_model(x)
+            x = diffusion.solve(net, x.contiguous(memory_format=torch.channels_last), generator,
+                                steps or diffusion.T, order, eta)
+        images[i:i + batch] = from_model(x)
     if world > 1:
         dist.all_reduce(images)
     return images.cpu()
@@ -271,12 +281,13 @@ def from_model(x):
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Training.
 
 class Muon(torch.optim.Optimizer):
-    """For hidden matrices and convolutions (C_out, the rest): momentum whose singular values are all brought to about 1,
-    so that rare directions learn as fast as frequent ones (Jordan et al., 2024)."""
+    """Momentum whose singular values are all brought to about 1, so that rare directions learn as fast as
+    frequent ones (Jordan et al., 2024). For hidden matrices, and convolutions as matrices (C_out, the
+    rest)."""
 
     def __init__(self, params, lr, momentum=0.95):
         super().__init__(params, dict(lr=lr, momentum=momentum))
@@ -293,7 +304,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(g, steps=5):
-    """The nearest matrix to g with singular values of about 1, by a quintic Newton-Schulz iteration: (m, n) -> (m, n)."""
+    """g (m, n) with its singular values brought to about 1, by a quintic Newton-Schulz iteration."""
     x = (g if len(g) <= g.shape[1] else g.T) / (g.norm() + 1e-7)
     for _ in range(steps):
         a = x @ x.T
@@ -304,40 +315,56 @@ def orthogonalize(g, steps=5):
 def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
-    model = UNet(images.shape[1:], classes, args.unet, args.attention, args.timesteps, args.schedule, args.predict)
-    model = model.to(args.device, memory_format=torch.channels_last)
+    model = UNet(tuple(images.shape[1:]), classes, args.unet, args.attention, args.timesteps, args.schedule,
+                 args.predict).to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
-    hidden = [p for k, p in model.named_parameters() if p.ndim == 4 and not k.startswith(("stem", "head"))]
-    hidden = hidden if args.optimizer == "muon" else []
-    others = [p for p in model.parameters() if not any(p is h for h in hidden)]
-    optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)] + [Muon(hidden, args.muon_lr)] * bool(hidden)
+    hidden = [k for k, p in model.named_parameters() if p.ndim == 4 and not k.startswith(("stem", "head"))]
+    hidden = {k: model.get_parameter(k) for k in hidden if args.optimizer == "muon"}
+    others = [p for k, p in model.named_parameters() if k not in hidden]
+    optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)]
+    if hidden:
+        optimizers.append(Muon([*hidden.values()], args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
     last = args.epochs * math.ceil(len(images) / args.batch_size)
     net = compiled(nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model, args.compile, last)
+    losses = []
 
-    losses, preview = [], dict(dtype=args.dtype, steps=min(20, args.timesteps))
-    for batches in epochs(args, images, labels, state, losses, lambda epoch: save_model(args, ema, epoch, **preview)):
+    def save(epoch):
+        save_model(args, ema, epoch, steps=min(20, args.timesteps))
+
+    for batches in epochs(args, images, labels, state, losses, save):
         for step, x, y in batches:
-            x = to_model(x)
-            t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x)
-            if classes:                                   # one in ten learns without its label, for --guidance
+            x0 = to_model(x)
+            t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x0)
+            if classes:  # one in ten learns without its label, for --guidance
                 y = torch.where(torch.rand(len(y), device=y.device) < 0.1, len(classes), y)
-            mine = slice(data.RANK, None, WORLD) if data.RANK < len(x) else slice(1)  # all draw all noise, take their share
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * decay(step, last, args.decay)
+            mine = slice(data.RANK, None, WORLD) if data.RANK < len(x) else slice(1)  # its share of all
+            x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
-                loss = model.diffusion.loss(lambda x, t: net(x, t, y[mine]), x[mine], t[mine], epsilon[mine])  # noqa: B023
-            loss = loss * (len(range(data.RANK, len(x), WORLD)) * WORLD / len(x))  # shares of a short batch differ
+                loss = model.diffusion.loss(lambda x, t, y=y: net(x, t, y), x0, t, epsilon)
+            loss = loss * len(range(data.RANK, len(x), WORLD)) * WORLD / len(x)  # a short batch's differ
             model.zero_grad()
             loss.backward()
             for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = optimizer.defaults["lr"] * rate(step, last, args.decay)
                 optimizer.step()
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             losses.append(mean_over_processes(loss)[None])
+    if WORLD > 1:
+        dist.barrier()                                    # model.pt is there for all of them
 
 
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
+def rate(step, last, decay):
+    """The share of the learning rate at a step: rises in the first 5 % (500 steps at most), falls to 0 as a
+    cosine."""
+    rise, fall = min(1, step / min(500, 0.05 * last)), 0.5 + 0.5 * math.cos(math.pi * step / last)
+    return rise * fall if decay == "cosine" else 1
+
+
+@torch.no_grad()
+def update_ema(ema, model, decay):
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
 def mean_over_processes(loss):
@@ -351,65 +378,56 @@ def compiled(net, when, n_steps):
     """net through torch.compile; eager where that does not pay (on a CPU, in a short run) or fails."""
     if when == "off" or when == "auto" and (next(net.parameters()).device.type != "cuda" or n_steps < 2000):
         return net
-    fast = [torch.compile(net, dynamic=False)]            # a kernel for each shape: the same ones after a --resume
+    fast = [torch.compile(net, dynamic=False)]            # a kernel a shape: the same ones after a --resume
 
     def forward(*inputs):
         try:
             return fast[0](*inputs)
-        except Exception as error:  # no compiler, or one of its many failures
+        except Exception as error:                        # no compiler, or one of its many failures
             if fast[0] is net:
                 raise
-            print(f"torch.compile failed ({type(error).__name__}: {data.one_line(error)}); training goes on without it",
-                  file=sys.stderr)
+            print(f"torch.compile failed ({data.one_line(error)}); going on without it", file=sys.stderr)
             fast[0] = net
             return net(*inputs)
     return forward
 
 
-def decay(step, last, kind):
-    """The share of the learning rate at a step: rises in the first 5 % (500 steps at most), falls to 0 as a cosine."""
-    return min(1, step / min(500, 0.05 * last)) * (0.5 + 0.5 * math.cos(math.pi * step / last)) if kind == "cosine" else 1
-
-
-@torch.no_grad()
-def update_ema(ema, model, decay):
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-
-
 # ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
 
 def training_data(args):
-    """Images and labels on the device, {class: images of it}. Checks what can be known before the first step."""
-    if (args.out / "ckpt.pt").exists() and not (args.resume or args.overwrite):
+    """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
+    if not (args.resume or args.overwrite) and any((args.out / f).exists() for f in ("ckpt.pt", "model.pt")):
         raise data.UsageError(f"{args.out} holds a run: --resume goes on with it, --overwrite trains anew")
     images, labels = data.load(args.data, args.root, args.split, args.size)
-    if args.fid_runs:  # what the FID after the training needs
+    if args.fid_runs:  # what the FID after the training will need
         fid.how_many(args.fid_samples, len(images))
         fid.network(args.dims, args.weights)
-    counts = labels.bincount().tolist() if args.classes else []
-    names = data.class_names(args.data, len(counts)) if args.classes else []
-    precision = "bf16" if data.autocast(args.device, args.dtype)._enabled else "fp32"
-    print(f"{args.data}, {args.split}: {len(images):,} images of {tuple(images.shape[1:])}; {args.device}, {precision}")
-    return images.to(args.device), labels.to(args.device), dict(zip(names, counts + [0] * len(names), strict=False))
+    classes = data.classes(args.data, labels) if args.classes else {}
+    return images.to(args.device), labels.to(args.device), classes
 
 
 def epochs(args, images, labels, state, losses, save_model):
-    """Yields each epoch's batches of (step, images, labels), and keeps the books: log.csv, model.pt, ckpt.pt.
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is an epoch's end."""
-    path, start, rows, n = args.out / "ckpt.pt", 0, [], len(images)
+    """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
+
+    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, and ckpt.pt is the
+    end of an epoch: a run that was killed anywhere goes on from there, to the same end."""
+    path, n, rows = args.out / "ckpt.pt", len(images), []
     names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
     if args.resume:
-        ckpt, now = data.read_torch(path), args.settings
-        if differ := [k for k in ckpt["settings"] | now if ckpt["settings"].get(k) != now.get(k)]:
+        ckpt = data.read_torch(path)
+        then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
+        if then != now:
             raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {ckpt['settings'].get(k)} then, {now.get(k)} now" for k in differ))
-        start, rows = ckpt["epochs"], ckpt["rows"]
+                f"{k} {then.get(k)} then, {now.get(k)} now" for k in then | now if then.get(k) != now.get(k)))
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
+    start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
+    precision = "bf16" if data.bf16(args.device, args.dtype) else "fp32"
+    print(f"{args.data}, {args.split}: {n:,} images of {[*images.shape[1:]]}; {size:.1f} M parameters; "
+          f"{args.device}, {precision}; {start} of {args.epochs} epochs done", flush=True)
 
     def checkpoint():
-        ckpt = {"settings": args.settings, "epochs": len(rows), "rows": rows}
-        ckpt |= {k: part.state_dict() for k, part in state.items()}
+        ckpt = {k: part.state_dict() for k, part in state.items()} | {"settings": args.settings, "rows": rows}
         data.save(path, lambda file: torch.save(ckpt, file))
 
     def batches():
@@ -417,19 +435,22 @@ def epochs(args, images, labels, state, losses, save_model):
             yield epoch * per_epoch + i, x, y
             if i == 10 and epoch == start:
                 minutes = (time.time() - began) / 600 * (per_epoch * (args.epochs - start) - 10)
-                print(f"about {minutes:.0f} minutes for epochs {start + 1} to {args.epochs}", flush=True)
+                print(f"about {minutes:.0f} minutes to epoch {args.epochs}", flush=True)
 
-    if not start:
+    if not rows:
         checkpoint()  # a disk that takes none is found now
+        for stale in ("model.pt", "log.csv", "fid.json"):
+            (args.out / stale).unlink(missing_ok=True)
     for epoch in range(start, args.epochs):
         torch.manual_seed(args.seed * 100003 + epoch)
         began = time.time()
         losses.clear()
         yield batches()
         values = torch.stack(losses).float().cpu()
-        for i, row in enumerate(values.tolist(), 1):
-            if not all(map(math.isfinite, row)):
-                raise ValueError(f"{', '.join(LOSSES)} {row} at epoch {epoch + 1}, step {i}; try a lower --lr")
+        if not values.isfinite().all():
+            i = values.isfinite().all(1).long().argmin().item()
+            raise ValueError(f"{', '.join(LOSSES)} {values[i].tolist()} at epoch {epoch + 1}, step {i + 1}; "
+                             "try a lower --lr")
         seconds = time.time() - began
         rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
         print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
@@ -443,7 +464,7 @@ def epochs(args, images, labels, state, losses, save_model):
 def save_model(args, net, epoch, **sampler):
     """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
-    images = sample(net, 64 if kinds is None else len(kinds), kinds, **sampler)
+    images = sample(net, 64 if kinds is None else len(kinds), kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
     model = {"script": NAME, "model": net.settings, "trained": args.settings | {"epochs": epoch}}
     model["weights"] = net.state_dict()
@@ -451,7 +472,8 @@ def save_model(args, net, epoch, **sampler):
 
 
 def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds none."""
+    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds
+    none."""
     path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
     ckpt = data.read_torch(path)
     try:
@@ -472,24 +494,27 @@ def main(argv=None):
     path = args.ckpt or args.out / "model.pt"
     shipped = not args.ckpt and not path.exists()
     model = load(None if shipped else path, args.device)
-    about, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{args.out} holds no model: this is the one that comes along" if shipped else f"the model of {path}",
-          about["data"], f"{about['epochs']} epochs", sep=", ")
+    trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
+    which = f"{args.out} holds no model: this is the one that comes along" if shipped else path
+    print(which, trained["data"], f"{trained['epochs']} epochs", sep=", ")
     if args.sample:
-        if "data" in args.given and args.data != about["data"]:
-            raise data.UsageError(f"--data {args.data}: the model has learned {about['data']}; name another with --ckpt")
+        if "data" in args.given and args.data != trained["data"]:
+            raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
         if (args.out / "samples.npz").exists() and not args.overwrite:
-            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them, --out names another folder")
+            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them; see --out")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {time.time() - began:.1f} s")
+        seconds = time.time() - began
+        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
     if args.fid_runs:
-        of = {k: getattr(args, k) if k in args.given else about[k] for k in ("data", "split", "size")}
-        real = data.load(of["data"], args.root, of["split"], of["size"])[0]
+        of = {k: getattr(args, k) if k in args.given else trained[k] for k in ("data", "split", "size")}
+        real, _ = data.load(of["data"], args.root, of["split"], of["size"])
+        print("against", *of.values())
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
-                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device, args.out.parent)
-        result |= {**of, "trained": about, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
+                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
+                              args.out.parent)
+        result |= {**of, "trained": trained, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
         data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

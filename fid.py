@@ -1,16 +1,15 @@
-"""Fréchet Inception Distance (Heusel et al., 2017) of two sets of images, 0 for the same distribution, and what falls out
-of the same features: KID, precision and recall.
+"""Fréchet Inception Distance (Heusel et al., 2017) of two sets of images, and what falls out of the same
+features: KID, precision and recall.
 
-    python fid.py bloodmnist samples.npz                    two sets: names, .npz files or folders of pictures
+    python fid.py samples.npz bloodmnist                    two sets: names, .npz files or folders of pictures
     python fid.py A B --dims 768 --weights inception.pth    with a file of Inception's weights
-    python fid.py A --save-stats A.npz                      mean and covariance alone, as pytorch-fid keeps them
+    python fid.py A --save-stats A.npz                      mean and covariance alone, for pytorch-fid too
 
-Inception turns each image into a vector of features; the features equal pytorch-fid's. Images come in one range only:
-uint8, or floats in [0, 1].
-"""
+Inception turns an image into a vector of features, which equal pytorch-fid's; the distance is that of two
+clouds of such vectors, 0 for the same. Images come in one range only: uint8, or floats in [0, 1]. """
+import functools
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -38,7 +37,7 @@ URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_we
 MEASURES = ("fid", "kid", "precision", "recall")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The measures, of features (N, D).
 
 def frechet_distance(mu1, sigma1, mu2, sigma2):
@@ -49,7 +48,8 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     mu1, mu2 = (np.atleast_1d(mu).astype(np.float64) for mu in (mu1, mu2))
     sigma1, sigma2 = (np.atleast_2d(sigma).astype(np.float64) for sigma in (sigma1, sigma2))
     if mu1.shape != mu2.shape or not sigma1.shape == sigma2.shape == (len(mu1),) * 2:
-        raise ValueError(f"means {mu1.shape} and {mu2.shape} do not go with covariances {sigma1.shape} and {sigma2.shape}")
+        shapes = ", ".join(str(x.shape) for x in (mu1, mu2, sigma1, sigma2))
+        raise ValueError(f"means and covariances of shapes {shapes} do not go together")
     if not all(np.isfinite(x).all() for x in (mu1, mu2, sigma1, sigma2)):
         raise ValueError("a mean or a covariance holds NaN or infinity")
     with warnings.catch_warnings():
@@ -59,7 +59,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
             eps = 1e-6 * np.eye(len(mu1))
             root = sqrtm((sigma1 + eps) @ (sigma2 + eps))
     if np.iscomplexobj(root) and not np.allclose(np.diagonal(root).imag, 0, atol=1e-3):
-        raise ValueError(f"the root of the covariances is not real (imaginary part {np.abs(root.imag).max():.3g})")
+        raise ValueError(f"the covariances' root is not real (imaginary part {np.abs(root.imag).max():.3g})")
     return max(0.0, float(np.sum((mu1 - mu2) ** 2) + np.trace(sigma1 + sigma2) - 2 * np.trace(root.real)))
 
 
@@ -69,14 +69,19 @@ def statistics(x):
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"statistics need two rows of features or more, these are {x.shape}")
     if len(x) <= x.shape[1]:
-        warnings.warn(f"{len(x)} images for {x.shape[1]} dimensions: the covariance is singular and the FID comes out too "
-                      "high; compare it only with FIDs of as many images", stacklevel=2)
+        warn_of_few(*x.shape)
     return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1)
 
 
+@functools.cache  # once is enough
+def warn_of_few(n, dims):
+    warnings.warn(f"{n} images for {dims} dimensions: the covariance is singular and the FID too high; "
+                  "compare it only with FIDs of as many images", stacklevel=3)
+
+
 def kernel_distance(a, b, subsets=100, size=1000, seed=0):
-    """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD with the kernel
-    (x·y / D + 1)^3. Unlike the FID its mean does not depend on the number of images."""
+    """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD with
+    the kernel (x·y / D + 1)^3. Unlike the FID's, its mean does not depend on the number of images."""
     rng, size, values = np.random.default_rng(seed), min(size, len(a), len(b)), []
     for _ in range(subsets):
         x, y = (torch.as_tensor(z[rng.choice(len(z), size, replace=False)]).double() for z in (a, b))
@@ -87,22 +92,23 @@ def kernel_distance(a, b, subsets=100, size=1000, seed=0):
 
 
 def precision_recall(real, fake, k=3, block=1000):
-    """Precision, the share of the fake within the real ones' manifold, and recall, the share of the real within the fake
-    ones' (Kynkäänniemi et al., 2019). A manifold: the balls around its points that reach their k-th neighbour."""
+    """Precision, the share of the fake within the real manifold, and recall, the share of the real within the
+    fake one (Kynkäänniemi et al., 2019). A manifold: balls around the points, each out to its k-th
+    neighbour."""
     real, fake = (torch.as_tensor(x).float() for x in (real, fake))
 
     def share_within(points, centres):
-        radii = torch.cat([torch.cdist(x, centres).kthvalue(k + 1).values for x in centres.split(block)])  # + 1: itself
-        inside = [(torch.cdist(x, centres) <= radii).any(1) for x in points.split(block)]
+        radii = [torch.cdist(x, centres).kthvalue(k + 1).values for x in centres.split(block)]  # + 1: itself
+        inside = [(torch.cdist(x, centres) <= torch.cat(radii)).any(1) for x in points.split(block)]
         return torch.cat(inside).float().mean().item()
     return share_within(fake, real), share_within(real, fake)
 
 
 def measures(real, fake):
     """All of them of two sets of features (N, D), as a dict."""
-    kid, _ = kernel_distance(real, fake)
     precision, recall = precision_recall(real, fake)
-    return {"fid": frechet_distance(*statistics(real), *statistics(fake)), "kid": kid, "precision": precision, "recall": recall}
+    return {"fid": frechet_distance(*statistics(real), *statistics(fake)),
+            "kid": kernel_distance(real, fake)[0], "precision": precision, "recall": recall}
 
 
 def fid(images_a, images_b, dims=2048, weights="fid", device=None, amp=False):
@@ -111,9 +117,9 @@ def fid(images_a, images_b, dims=2048, weights="fid", device=None, amp=False):
     return frechet_distance(*statistics(a), *statistics(b))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Inception v3 from torchvision's blocks. TensorFlow's average pooling leaves out the padding; its last block takes the
-# maximum, which its FID network does too (pytorch-fid found it; it is likely a slip, and part of the measure by now).
+# ----------------------------------------------------------------------------------------------------
+# Inception v3 from torchvision's blocks. TensorFlow's average pooling leaves out the padding; its last block
+# takes the maximum, as its FID network does (pytorch-fid found it; a slip, part of the measure by now).
 
 def tf_pool(x):
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
@@ -121,8 +127,9 @@ def tf_pool(x):
 
 class BlockA(inception.InceptionA):
     def forward(self, x):
-        y = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)), y, self.branch_pool(tf_pool(x))], 1)
+        y = self.branch5x5_2(self.branch5x5_1(x))
+        z = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch1x1(x), y, z, self.branch_pool(tf_pool(x))], 1)
 
 
 class BlockC(inception.InceptionC):
@@ -138,8 +145,8 @@ class BlockE(inception.InceptionE):
 
     def forward(self, x):
         y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        return torch.cat([self.branch1x1(x), self.branch3x3_2a(y), self.branch3x3_2b(y), self.branch3x3dbl_3a(z),
-                          self.branch3x3dbl_3b(z), self.branch_pool(self.pool(x))], 1)
+        y = [self.branch3x3_2a(y), self.branch3x3_2b(y), self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z)]
+        return torch.cat([self.branch1x1(x), *y, self.branch_pool(self.pool(x))], 1)
 
 
 class BlockEMax(BlockE):
@@ -147,21 +154,24 @@ class BlockEMax(BlockE):
 
 
 def network(dims=2048, weights="fid"):
-    """Inception up to the block of `dims` features, in eval mode, with the BatchNorm folded into the convolutions.
+    """Inception up to the block of `dims` features, in eval mode, the BatchNorm folded into the convolutions.
 
-    Maps float (B, 3, 299, 299) in [-1, 1] to (B, dims, h, w). weights: "fid", "imagenet" or the path of a state dict with
-    torchvision's names. Raises ValueError where a layer is missing or has another shape, FileNotFoundError for no file."""
-    conv, pool = inception.BasicConv2d, nn.MaxPool2d(3, 2)
+    Maps float (B, 3, 299, 299) in [-1, 1] to (B, dims, h, w). weights: "fid", "imagenet" or the path of a
+    state dict with torchvision's names. Raises ValueError for a layer that is missing or misshapen,
+    FileNotFoundError."""
     A, C, E, E_last = BlockA, BlockC, BlockE, BlockEMax
     if weights == "imagenet":
-        A, C, E, E_last = inception.InceptionA, inception.InceptionC, inception.InceptionE, inception.InceptionE
-    blocks = {  # dims: the layers' names, and how to build them: what lies behind the block that is asked for is not
+        A, C, E, E_last = (block.__base__ for block in (BlockA, BlockC, BlockE, BlockE))
+    conv, B, D, pool = inception.BasicConv2d, inception.InceptionB, inception.InceptionD, nn.MaxPool2d
+    blocks = {  # dims: the layers' names, and how to build them; what lies behind is not built
         64: ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 maxpool1", lambda: [
-            conv(3, 32, kernel_size=3, stride=2), conv(32, 32, kernel_size=3), conv(32, 64, kernel_size=3, padding=1), pool]),
-        192: ("Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2", lambda: [conv(64, 80, kernel_size=1), conv(80, 192, kernel_size=3), pool]),
+            conv(3, 32, kernel_size=3, stride=2), conv(32, 32, kernel_size=3),
+            conv(32, 64, kernel_size=3, padding=1), pool(3, 2)]),
+        192: ("Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2", lambda: [
+            conv(64, 80, kernel_size=1), conv(80, 192, kernel_size=3), pool(3, 2)]),
         768: ("Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e", lambda: [
-            A(192, 32), A(256, 64), A(288, 64), inception.InceptionB(288), C(768, 128), C(768, 160), C(768, 160), C(768, 192)]),
-        2048: ("Mixed_7a Mixed_7b Mixed_7c", lambda: [inception.InceptionD(768), E(1280), E_last(2048)])}
+            A(192, 32), A(256, 64), A(288, 64), B(288), C(768, 128), C(768, 160), C(768, 160), C(768, 192)]),
+        2048: ("Mixed_7a Mixed_7b Mixed_7c", lambda: [D(768), E(1280), E_last(2048)])}
     net = nn.Sequential()
     for names, build in (blocks[d] for d in DIMS[:DIMS.index(dims) + 1]):
         for name, layer in zip(names.split(), build(), strict=True):
@@ -171,36 +181,37 @@ def network(dims=2048, weights="fid"):
         if key not in state and not key.endswith("num_batches_tracked"):
             raise ValueError(f"weights {weights}: no layer {key}, which --dims {dims} needs")
         if key in state and state[key].shape != value.shape:
-            raise ValueError(f"weights {weights}: layer {key} is {tuple(state[key].shape)}, not {tuple(value.shape)}")
+            raise ValueError(f"weights {weights}: {key} is {[*state[key].shape]}, not {[*value.shape]}")
     net.load_state_dict({key: state.get(key, value) for key, value in net.state_dict().items()})
-    net.eval()
-    for block in list(net.modules()):
-        if isinstance(block, conv):
-            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    for block in [m for m in net.eval().modules() if isinstance(m, conv)]:
+        block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
     return net.requires_grad_(False)
 
 
 def read_weights(weights):
     if weights in URLS:
         try:
-            return torch.hub.load_state_dict_from_url(URLS[weights], map_location="cpu", check_hash=True, weights_only=True)
+            return torch.hub.load_state_dict_from_url(URLS[weights], map_location="cpu", check_hash=True,
+                                                      weights_only=True)
         except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(f"Inception's weights could not be fetched from {URLS[weights]} ({error}); put them into "
-                                    f"{torch.hub.get_dir()}/checkpoints by hand, or name a file with --weights") from error
+            raise FileNotFoundError(f"Inception's weights could not be fetched from {URLS[weights]} ({error}); "
+                                    "name a file with --weights") from error
     state = data.read_torch(weights)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"weights {weights}: not a state dict")
     return state
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Images to features.
 
 def check_images(images):
-    """Any accepted images -> a tensor (N, C, H, W), uint8 or float in [0, 1]; all else is a ValueError that names it.
+    """Any accepted images -> a tensor (N, C, H, W), uint8 or float in [0, 1]; all else is a ValueError that
+    names it.
 
-    Accepts arrays and tensors, (N, C, H, W) or (N, H, W, C) with C 1 or 3 where only one of the two readings is possible.
-    Floats are taken only where all of them lie in [0, 1]: images in [-1, 1] would give a wrong figure."""
+    Arrays and tensors, (N, C, H, W) or (N, H, W, C) with C 1 or 3, where only one of the two readings is
+    possible. Floats are taken only where all of them lie in [0, 1]: images in [-1, 1] would give a wrong
+    figure."""
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
         raise ValueError(f"images are {x.dtype}, not uint8 or floats in [0, 1]")
@@ -209,25 +220,28 @@ def check_images(images):
         raise ValueError(f"images are {tuple(x.shape)}, not (N, C, H, W) or (N, H, W, C)" + (
             ": channels first or last?" if first else " with 1 or 3 channels"))
     if x.dtype != torch.uint8 and not (0 <= x.min() and x.max() <= 1):  # false for NaN as well
-        raise ValueError(f"float images lie in [{x.min():.4g}, {x.max():.4g}], not in [0, 1]: map them there, or give uint8")
+        raise ValueError(f"float images lie in [{x.min():.4g}, {x.max():.4g}], not in [0, 1]; map them there")
     return x if first else x.permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
 def features(images, dims=2048, weights="fid", device=None, amp=False):
-    """Inception features of images (see check_images), or of a list of sets of other sizes: float32 (N, dims).
+    """Inception features of images as check_images() has them, or of a list of such sets: float32 (N, dims).
 
-    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all of it in fp32, unless amp asks for bf16."""
+    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all in fp32, unless amp asks for
+    bf16."""
     device = torch.device(device or data.device())
     batch = 100 if device.type == "cuda" else 8  # 8 fit a CPU's cache
-    chunks = [x for part in (images if isinstance(images, list) else [images]) for x in check_images(part).split(batch)]
+    sets = images if isinstance(images, list) else [images]
+    chunks = [x for part in sets for x in check_images(part).split(batch)]
     net = network(dims, weights).to(device, memory_format=torch.channels_last)
     out = [torch.zeros(len(x), dims, device=device) for x in chunks]
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # a GPU would round its convolutions
-    try:  # no terminal: a line a minute
-        for i in tqdm(range(rank, len(chunks), world), desc=f"Inception {dims}", unit="batch", leave=False,
-                      mininterval=0.1 if sys.stderr.isatty() else 60, delay=0 if sys.stderr.isatty() else 30):
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # it would round
+    wait = 0 if sys.stderr.isatty() else 60  # no terminal: a line a minute
+    bar = tqdm(range(rank, len(chunks), world), "Inception", leave=False, delay=wait, mininterval=wait)
+    try:
+        for i in bar:
             x = chunks[i].to(device)
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
             x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -243,15 +257,16 @@ def features(images, dims=2048, weights="fid", device=None, amp=False):
 
 
 def kept_features(images, dims=2048, weights="fid", device=None, amp=False, folder="out"):
-    """features(), kept in `folder` under a name made of the images' hash, the weights' and dims; a broken file is made anew."""
-    sha = hashlib.sha256(f"{dims} {file_hash(weights)} {'bf16' if amp else 'fp32'}".encode())
-    parts = images if isinstance(images, list) else [images]
-    for part in parts:
-        sha.update(f"{part.dtype} {tuple(part.shape)}".encode() + np.ascontiguousarray(part).tobytes())
+    """features(), kept in `folder` under a hash of the images, the weights and dims; a broken file is made
+    anew."""
+    sets = images if isinstance(images, list) else [images]
+    sha = hashlib.sha256(f"{dims} {file_hash(weights)} {amp}".encode())
+    for part in sets:
+        sha.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
     path = Path(folder) / f"features-{dims}-{sha.hexdigest()[:16]}.npy"
     try:
         kept = np.load(path, allow_pickle=False)
-        if kept.shape == (sum(map(len, parts)), dims) and kept.dtype == np.float32 and np.isfinite(kept).all():
+        if kept.shape == (sum(map(len, sets)), dims) and kept.dtype == np.float32 and np.isfinite(kept).all():
             return kept
     except (OSError, ValueError, EOFError):
         pass
@@ -265,62 +280,71 @@ def file_hash(path):
     return str(path) if path in URLS else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The paper's protocol, and the command.
 
 def how_many(wanted, there):
-    """The images of a draw: as wanted, else 10,000 or all that are there. Raises UsageError where there are fewer."""
+    """The images of a draw: as wanted, else 10,000 or all there are. Raises UsageError where there are
+    fewer."""
     if wanted and wanted > there:
         raise data.UsageError(f"--fid-samples {wanted}: there are {there} real images")
     if not wanted and there < 10000:
-        print(f"--fid-samples {there}: all real images there are, where the protocol takes 10000")
+        print(f"--fid-samples {there}: there are no more real images, the protocol takes 10000")
     return wanted or min(10000, there)
 
 
 def protocol(draw, real, runs=5, n=None, seed=100, dims=2048, weights="fid", device=None, folder="out"):
-    """`runs` draws on one model; run k, with seed + 100 k, compares n real images drawn without replacement with the n of
-    draw(n, seed), uint8 (n, C, H, W), and with another n real ones: the floor. Returns a dict that tells all of it."""
-    n = how_many(n, len(real))
-    kept, result = kept_features(real, dims, weights, device, folder=folder), {"runs": [], "floor": []}
+    """`runs` draws on one model: run k, with seed + 100 k, compares n real images drawn without replacement
+    with the n of draw(n, seed), uint8 (n, C, H, W), and with as many of the other real ones, the floor.
+    Prints a table, returns all of it; the real features are kept in `folder`. Raises UsageError for images of
+    another shape."""
+    n, device, rows, floors = how_many(n, len(real)), torch.device(device or data.device()), [], []
+    kept = kept_features(real, dims, weights, device, folder=folder)
     for s in range(seed, seed + 100 * runs, 100):
         began, rng = time.time(), np.random.default_rng(s)
-        chosen, others = (kept[rng.choice(len(real), n, replace=False)] for _ in range(2))
+        chosen = rng.choice(len(real), n, replace=False)
+        others = rng.permutation(np.setdiff1d(np.arange(len(real)), chosen))[:n]
         images = draw(n, s)
         if images.shape[1:] != real.shape[1:]:
-            raise data.UsageError(f"the model draws {tuple(images.shape[1:])}, the real images are {tuple(real.shape[1:])}")
+            raise data.UsageError(f"drawn are {[*images.shape[1:]]}, the real ones {[*real.shape[1:]]}")
         drawn = time.time()
-        row = measures(chosen, features(images, dims, weights, device))
-        result["runs"].append({"seed": s, **row, "sampling_seconds": drawn - began, "seconds": time.time() - drawn})
-        result["floor"].append(measures(chosen, others))
-        print(f"seed {s}: " + "  ".join(f"{k} {row[k]:.4f}" for k in MEASURES), flush=True)
-    for k in MEASURES:
-        values, floor = ([row[k] for row in result[rows]] for rows in ("runs", "floor"))
-        result |= {k: float(np.mean(values)), f"{k}_std": float(np.std(values, ddof=1)) if runs > 1 else None, f"{k}_floor": float(np.mean(floor))}
-    result |= {"dims": dims, "weights": Path(weights).name, "weights_sha256": file_hash(weights), "images": n, "of": len(real)}
-    return result
+        rows.append({"seed": s, **measures(kept[chosen], features(images, dims, weights, device)),
+                     "sampling_seconds": drawn - began, "measuring_seconds": time.time() - drawn})
+        if len(others) > 3:
+            floors.append(measures(kept[chosen], kept[others]))
+        print(f"seed {s}: " + "  ".join(f"{k} {rows[-1][k]:.4g}" for k in MEASURES), flush=True)
+    print(f"{runs} x {n} of {len(real)} images, {dims} features, weights {Path(weights).name}")
+    result = {"dims": dims, "weights": Path(weights).name, "weights_sha256": file_hash(weights), "images": n,
+              "of": len(real), "others": len(others), "runs": rows}
+    for title, values in (("drawn", rows), ("floor", floors)):
+        result[title] = {k: summary([row[k] for row in values]) for k in MEASURES if values}
+        print(f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in result[title].items()))
+    versions = {m.__name__: m.__version__ for m in (torch, torchvision, np, scipy)}
+    threads = f"{device} ({torch.get_num_threads()} threads)"
+    return result | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+                     "versions": {"python": platform.python_version(), **versions}}
 
 
-def about(device):
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({torch.get_num_threads()} threads)",
-            "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in (torch, torchvision, np, scipy)}}}
+def summary(values):
+    """Mean and standard deviation of several runs, and both as text."""
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": mean, "std": std, "text": f"{mean:.4g}" + (f" ± {std:.2g}" if len(values) > 1 else "")}
 
 
 def read_images(source, root=None):
-    """Images of a data set's name, an .npz file (key images, or MedMNIST's keys) or a folder of pictures, all below it: a
-    tensor (N, C, H, W), or a list of such, one a size."""
+    """Images of a data set's name, an .npz file (key images, or MedMNIST's keys) or a folder and all below
+    it: a tensor (N, C, H, W), or a list of such, one for each size of picture."""
     path = Path(source)
-    if path.is_dir() and source not in data.NAMES:
+    if data.is_folder(source):
         files, sizes = data.pictures(path), {}
-        other = sum(f.is_file() for f in path.rglob("*")) - len(files)
-        if not files:
-            raise ValueError(f"folder {source} holds no pictures ({', '.join(data.PICTURES)})")
-        if other:
-            print(f"{source}: {len(files)} pictures, {other} other files skipped", file=sys.stderr)
+        if skipped := sum(f.is_file() for f in path.rglob("*")) - len(files):
+            print(f"{source}: {skipped} files skipped, which are no pictures", file=sys.stderr)
         for f in tqdm(files, desc=f"reading {source}", disable=None, leave=False):
             x = np.asarray(data.read_picture(f).convert("RGB"))
             sizes.setdefault(x.shape, []).append(x)
-        parts = [check_images(np.stack(x)) for x in sizes.values()]
-        return parts[0] if len(parts) == 1 else parts
+        if not files:
+            raise ValueError(f"folder {source} holds no pictures ({', '.join(data.PICTURES)})")
+        return [check_images(np.stack(x)) for x in sizes.values()]
     if path.suffix == ".npz" and path.is_file():
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -331,52 +355,43 @@ def read_images(source, root=None):
     return data.load(str(source), root)[0]
 
 
-def read_set(source, args):
-    """(mean, covariance), number of images, features or None: of images, or of pytorch-fid's .npz with `mu` and `sigma`."""
-    if Path(source).suffix == ".npz" and Path(source).is_file():
-        with np.load(source, allow_pickle=False) as file:
-            if "mu" in file and "sigma" in file:
-                return (file["mu"], file["sigma"]), None, None
-    images = read_images(source, args.root)
-    n = sum(map(len, images)) if isinstance(images, list) else len(images)
-    if n < 50 and not args.few:
-        raise data.UsageError(f"{source} holds {n} images: an FID of fewer than 50 says nothing; --few measures it all the same")
-    x = kept_features(images, args.dims, args.weights, args.device, args.amp, args.cache)
-    return statistics(x), n, x
-
-
-def add_flags(add):
-    add("--dims", type=int, choices=DIMS, default=2048, help="Inception features to compare")
-    add("--weights", default="fid", help="Inception's weights: fid (TensorFlow's, as pytorch-fid), imagenet or a file")
-
-
 def main(argv=None):
-    p = data.Parser(description=__doc__.split("\n")[0], formatter_class=data.Help, allow_abbrev=False)
-    p.add_argument("a", metavar="A", help="a MedMNIST name, an .npz file, a folder of pictures or a file of statistics")
-    p.add_argument("b", metavar="B", nargs="?", help="the set to compare with; real images, if one of the two is")
-    add_flags(p.add_argument)
+    p = data.Parser(__doc__)
+    p.add_argument("a", metavar="A", help="a MedMNIST name, an .npz file, a folder of pictures or statistics")
+    p.add_argument("b", metavar="B", nargs="?", help="the set to compare with: the real one of the two")
+    p.add_argument("--dims", type=int, choices=DIMS, default=2048, help="Inception features to compare")
+    p.add_argument("--weights", default="fid", help="fid (TensorFlow's, as pytorch-fid), imagenet or a file")
     p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--root", help="folder of the MedMNIST files; else $MEDMNIST_ROOT, else ~/.medmnist")
     p.add_argument("--save-stats", type=Path, metavar="FILE", help="no B: write A's mean and covariance")
     p.add_argument("--few", action="store_true", help="measure fewer than 50 images all the same")
     p.add_argument("--cache", default="out", metavar="DIR", help="where features are kept")
-    p.add_argument("--amp", action="store_true", help="features in bf16: faster, and FID-768 off by some 3 %%")
+    p.add_argument("--amp", action="store_true", help="features in bf16: faster, FID-768 off by some 3 %%")
     p.add_argument("--json", action="store_true", help="print all that there is to know, as JSON")
     args = p.parse_args(argv)
     if (args.b is None) == (args.save_stats is None):
-        p.error("either a set B to compare with, or --save-stats FILE")
-    stats, n, x = read_set(args.a, args)
+        p.error("name a set B to compare with, or --save-stats FILE")
+    stats, kept, counts = [], [], []
+    for source in filter(None, (args.a, args.b)):
+        if Path(source).suffix == ".npz" and Path(source).is_file():
+            with np.load(source, allow_pickle=False) as file:
+                if "mu" in file and "sigma" in file:  # pytorch-fid's form, or --save-stats
+                    stats.append((file["mu"], file["sigma"]))
+                    continue
+        images = read_images(source, args.root)
+        counts.append(sum(map(len, images)) if isinstance(images, list) else len(images))
+        if counts[-1] < 50 and not args.few:
+            raise data.UsageError(f"{source}: {counts[-1]} images say nothing; --few takes them anyway")
+        kept.append(kept_features(images, args.dims, args.weights, args.device, args.amp, args.cache))
+        stats.append(statistics(kept[-1]))
     if args.save_stats:
-        mu, sigma = (v.astype(np.float32) for v in stats)
-        data.save(args.save_stats, lambda file: np.savez_compressed(file, mu=mu, sigma=sigma))
-        return
-    other, m, y = read_set(args.b, args)
-    result = {"fid": frechet_distance(*stats, *other)}
-    if x is not None and y is not None:
-        result = measures(y, x)
-    result |= {"images": [n, m], "dims": args.dims, "weights": Path(args.weights).name}
-    line = "  ".join(f"{k} {result[k]:.4g}" for k in MEASURES if k in result)
-    print(json.dumps(result | {"weights_sha256": file_hash(args.weights), "command": " ".join(["python", "fid.py", *(argv or sys.argv[1:])])}, indent=1) if args.json else
+        mu, sigma = (v.astype(np.float32) for v in stats[0])
+        return data.save(args.save_stats, lambda file: np.savez_compressed(file, mu=mu, sigma=sigma))
+    result = measures(kept[1], kept[0]) if len(kept) == 2 else {"fid": frechet_distance(*stats[0], *stats[1])}
+    line = "  ".join(f"{k.upper() if k[1:] == 'id' else k} {v:.4g}" for k, v in result.items())
+    result |= {"a": args.a, "b": args.b, "images": counts, "dims": args.dims,
+               "weights": Path(args.weights).name, "weights_sha256": file_hash(args.weights)}
+    print(json.dumps(result, indent=1) if args.json else
           f"{line}  ({args.a} against {args.b}, {args.dims} features, weights {result['weights']})")
 
 
