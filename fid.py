@@ -194,7 +194,7 @@ def read_weights(weights):
             return torch.hub.load_state_dict_from_url(URLS[weights], map_location="cpu", check_hash=True,
                                                       weights_only=True)
         except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(f"Inception's weights could not be fetched from {URLS[weights]} ({error}); "
+            raise FileNotFoundError(f"Inception weights could not be fetched from {URLS[weights]} ({error}); "
                                     "name a file with --weights") from error
     state = data.read_torch(weights)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):

@@ -1,0 +1,149 @@
+"""Tables, pictures and what is shipped, from the folders of finished runs.
+
+    python -m bench.report table out [cvae dcgan ddpm]    the table of their fid.json, also in out/results.md
+    python -m bench.report pictures out                   cells.png, types.png and denoising.png
+    python -m bench.report ship out                       checkpoints/ in fp16, assets/demo.npz
+
+The pictures and what is shipped are of out/<script>/model.pt.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+import cvae
+import data
+import dcgan
+import ddpm
+import fid
+
+SCRIPTS = (cvae, dcgan, ddpm)
+
+
+def table(out, names):
+    """A row a run: the means of its draws; the trainings <run>-seed100, -seed200 .. of RETRAIN=1 are one
+    row."""
+    groups = {}
+    for file in sorted(out.glob("*/fid.json")):
+        groups.setdefault(file.parent.name.split("-seed")[0], []).append(json.loads(file.read_text()))
+    head = (
+        "run",
+        "epochs",
+        "FID",
+        "KID",
+        "precision",
+        "recall",
+        "images",
+        "features",
+        "± is the spread of",
+        "device",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, results in groups.items():
+        if names and name not in names:
+            continue
+        rows, one = [row for r in results for row in r["runs"]], results[0]
+        cells = [fid.summary([row[k] for row in rows])["text"] for k in fid.MEASURES]
+        of = f"{len(results)} trainings" if len(results) > 1 else "sampling, one training"
+        lines.append(
+            f"| {name} | {one['trained']['epochs']} | **{cells[0]}** | {' | '.join(cells[1:])} | "
+            f"{len(rows)} x {one['images']:,} | {one['dims']}, {one['weights']} | {of} | {one['device']} |"
+        )
+        if one["floor"]:
+            floor = " | ".join(
+                fid.summary([r["floor"][k]["mean"] for r in results])["text"] for k in fid.MEASURES
+            )
+            lines.append(f"| real, {one['images']:,} against {one['others']:,} | | {floor} | | | | |")
+    text = "\n".join(lines if groups else ["nothing is measured yet"]) + "\n"
+    data.save(out / "results.md", lambda file: file.write(text.encode()))
+    print(text, end="")
+
+
+def sheet(path, rows, across, scale=2, margin=60):
+    """A picture of rows {title: uint8 images (N, C, H, W)}, `across` of them in a line."""
+    side = scale * next(iter(rows.values())).shape[2] + 2
+    lines = {title: -(-len(cells) // across) for title, cells in rows.items()}
+    picture = Image.new("RGB", (margin + across * side, sum(n * side + 6 for n in lines.values())), "white")
+    top = 0
+    for title, cells in rows.items():
+        ImageDraw.Draw(picture).text((4, top + lines[title] * side // 2 - 6), title[:8], fill="black")
+        for i, cell in enumerate(cells.permute(0, 2, 3, 1).numpy()):
+            cell = Image.fromarray(cell.squeeze()).resize((side - 2, side - 2), Image.Resampling.NEAREST)
+            picture.paste(cell, (margin + i % across * side, top + i // across * side))
+        top += lines[title] * side + 6
+    data.save(path, lambda file: picture.save(file, "PNG"))
+    print(path)
+
+
+def pictures(out, source, root):
+    models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
+    images, labels = data.load(source, root)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    mixed = labels[order[:32]]
+    sheet(
+        out / "cells.png",
+        {"real": images[order[:32]]}
+        | {s.NAME: s.sample(m, 32, mixed if m.classes else None) for s, m in models.items()},
+        16,
+    )
+    typed = {s: m for s, m in models.items() if m.classes}
+    if typed:
+        rows = {}
+        for k, name in enumerate(next(iter(typed.values())).classes):
+            drawn = [s.sample(m, 5, torch.full((5,), k)) for s, m in typed.items()]
+            rows[name] = torch.cat([images[order][labels[order] == k][:5], *drawn])
+        sheet(out / "types.png", rows, 5 * (1 + len(typed)))
+    if ddpm in models:
+        strips = {}
+        for seed in range(4):  # the image that the network sees in the noise, after ever more of the steps
+            model, seen = models[ddpm], []
+            predict = model.diffusion.predict
+            model.diffusion.predict = lambda *a, p=predict, seen=seen: seen.append(p(*a)) or seen[-1]
+            ddpm.sample(model, 1, torch.tensor([seed]) if model.classes else None, seed)
+            model.diffusion.predict = predict
+            shown = torch.linspace(0, len(seen) - 1, 15).round().long().tolist()
+            strips[str(seed)] = torch.cat([ddpm.from_model(seen[i]) for i in shown])
+        sheet(out / "denoising.png", strips, 15, margin=16)
+
+
+def ship(out):
+    checkpoints = Path(__file__).parents[1] / "checkpoints"
+    for s in SCRIPTS:
+        model = data.read_torch(out / s.NAME / "model.pt")
+        model["weights"] = {k: v.half() if v.is_floating_point() else v for k, v in model["weights"].items()}
+        data.save(checkpoints / f"{s.NAME}.pt", lambda file, model=model: torch.save(model, file))
+    model = ddpm.load()
+    labels = data.draw_labels(model.classes, 2048, None, 0)
+    images = ddpm.sample(model, 2048, labels).permute(0, 2, 3, 1).numpy()
+    arrays = {"class_names": [*model.classes]}
+    for split, a, b in (("train", 0, 1536), ("val", 1536, 1792), ("test", 1792, 2048)):
+        arrays |= {
+            f"{split}_images": images[a:b],
+            f"{split}_labels": labels[a:b, None].numpy().astype(np.uint8),
+        }
+    data.save(data.DEMO, lambda file: np.savez_compressed(file, **arrays))
+    for path in (*sorted(checkpoints.iterdir()), data.DEMO):
+        print(f"{path} {path.stat().st_size / 1e6:.1f} MB")
+
+
+def main(argv=None):
+    p = data.Parser(__doc__)
+    p.add_argument("what", choices=("table", "pictures", "ship"))
+    p.add_argument("out", type=Path, help="folder of the runs' folders")
+    p.add_argument("names", nargs="*", help="the table of these runs alone")
+    p.add_argument("--data", default="bloodmnist", help="the real images of the pictures")
+    p.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    args = p.parse_args(argv)
+    if args.what == "table":
+        table(args.out, args.names)
+    elif args.what == "pictures":
+        pictures(args.out, args.data, args.root)
+    else:
+        ship(args.out)
+
+
+if __name__ == "__main__":
+    data.command(main)

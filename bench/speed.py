@@ -1,0 +1,319 @@
+"""How fast? Training, drawing and measuring against the loop that a tutorial would have, in turns; how the
+cost grows.
+
+    python -m bench.speed out      about ten minutes on two cores; writes out/speed.md and out/speed.json
+
+The tutorial's loop: the same networks in fp32, contiguous memory, a DataLoader over PIL images, Adam without
+fusion, all T steps of sampling. FID is compared with the pytorch-fid package."""
+
+import csv
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from unittest import mock
+
+import numpy as np
+import torch
+import torchvision
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+import cvae
+import data
+import dcgan
+import ddpm
+import fid
+
+
+# ---- the tutorial's loop ----
+
+
+def plain_loader(images, batch_size):
+    transform = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])  # uint8 -> PIL -> [0, 1]
+    pairs = [(image, 0) for image in images]
+    return torch.utils.data.DataLoader(
+        pairs,
+        batch_size,
+        shuffle=True,
+        collate_fn=lambda batch: torch.stack([transform(image) for image, _ in batch]),
+    )
+
+
+def plain_step(script, device):
+    """A function that trains on a batch in [0, 1]: the losses are the script's own, the rest is a
+    textbook's."""
+    if script is cvae:
+        model = cvae.VAE().to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
+        losses = [(optimizer, lambda x: cvae.objective(model, x, None)[0])]
+    elif script is dcgan:
+        g, d = dcgan.Generator().to(device), dcgan.Discriminator().to(device)
+        g_optimizer = torch.optim.Adam(g.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
+        d_optimizer = torch.optim.Adam(d.parameters(), lr=4e-4, betas=(0.5, 0.999), foreach=False)
+
+        def draw(x):
+            return dcgan.diffaugment(g(torch.randn(len(x), 100, device=device))).contiguous()
+
+        losses = [
+            (
+                d_optimizer,
+                lambda x: dcgan.discriminator_loss(
+                    d(dcgan.diffaugment(2 * x - 1).contiguous()), d(draw(x).detach())
+                ),
+            ),
+            (g_optimizer, lambda x: dcgan.generator_loss(d(draw(x)))),
+        ]
+    else:
+        model = ddpm.UNet().to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
+        losses = [
+            (
+                optimizer,
+                lambda x: model.diffusion.loss(
+                    model, 2 * x - 1, torch.randint(500, (len(x),), device=device), torch.randn_like(x)
+                ),
+            )
+        ]
+
+    def step(x):
+        for optimizer, loss in losses:
+            optimizer.zero_grad()
+            loss(x).backward()
+            optimizer.step()
+
+    return step
+
+
+def plain_training(script, images, device):
+    """images/s of the second of two epochs."""
+    step = plain_step(script, device)
+    for _ in range(2):
+        began = time.time()
+        for x in plain_loader(images, 64 if script is dcgan else 128):
+            step(x.to(device))
+        seconds = time.time() - began
+    return len(images) / seconds
+
+
+# ---- the measurements ----
+
+
+class Bench:
+    def __init__(self, args):
+        self.args, self.gpu, self.peak = args, args.device.type == "cuda", 0
+        self.images, self.labels = data.load(args.data, args.root)
+        args.out.mkdir(parents=True, exist_ok=True)
+        self.work, self.rows, self.growth = Path(tempfile.mkdtemp(dir=args.out)), [], {}
+
+    def part(self, n):
+        """A data set of the first n images."""
+        path = self.work / f"{n}.npz"
+        x, y = self.images[:n].permute(0, 2, 3, 1).numpy(), self.labels[:n, None].numpy()
+        if not path.exists():
+            np.savez(
+                path,
+                **{
+                    f"{s}_{k}": v if s == "train" else v[:1]
+                    for s in data.SPLITS
+                    for k, v in (("images", x), ("labels", y))
+                },
+            )
+        return path
+
+    def script(self, script, *flags):
+        """Runs a script in a process of its own: what it printed, its seconds; its peak memory in MiB as
+        self.peak."""
+        began, log = time.time(), open(self.work / "log", "w+")
+        command = [sys.executable, "-W", "ignore", f"{script.NAME}.py", "--device", self.args.device, *flags]
+        command = [str(part) for part in command]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        log.seek(0)
+        if status:
+            raise ValueError(f"{' '.join(command)}: {log.read()}")
+        self.peak = usage.ru_maxrss // 1024
+        return log.read(), time.time() - began
+
+    def train(self, script, n, *flags):
+        return self.script(script, "--data", self.part(n), "--split", "train", "--overwrite", *flags)
+
+    def trained(self, script, n, *flags):
+        """images/s of the last of two epochs: the first has warmed up."""
+        out = self.work / script.NAME
+        self.train(script, n, "--epochs", 2, "--out", out, *flags)
+        return float(list(csv.DictReader(open(out / "log.csv")))[-1]["images/s"])
+
+    def drawn(self, script, n, *flags):
+        """images/s of --sample n."""
+        text, _ = self.script(script, "--sample", n, "--out", self.work / "drawn", "--overwrite", *flags)
+        return n / float(re.search(r"drawn in ([\d.]+) s", text).group(1))
+
+    def compare(self, what, unit, plain, fast):
+        """A row of the table: both measured in turns."""
+        pairs, self.peak = [(plain(), fast()) for _ in range(self.args.rounds)], self.peak
+        faster = [b / a if unit == "images/s" else a / b for a, b in pairs]
+        spread = stdev(faster) if len(faster) > 1 else 0.0
+        row = dict(zip(("plain", "this"), map(list, zip(*pairs, strict=True)), strict=True))
+        row |= {"what": what, "unit": unit, "ratio": mean(faster), "spread": spread, "peak MiB": self.peak}
+        self.rows.append(row)
+        self.peak = 0
+        print(
+            f"{what}: {mean(row['plain']):.4g} -> {mean(row['this']):.4g} {unit}, {row['ratio']:.3g} x",
+            flush=True,
+        )
+
+    def run(self):
+        many, few, lot = (len(self.images), 2000, 10000) if self.gpu else (512, 8, 128)
+        for script in (cvae, dcgan, ddpm):
+            self.compare(
+                f"training the {script.NAME.upper()}",
+                "images/s",
+                lambda s=script: plain_training(s, self.images[:many], self.args.device),
+                lambda s=script: self.trained(s, many),
+            )
+        model = ddpm.load(device=self.args.device)
+
+        def all_steps():
+            began = time.time()
+            ddpm.sample(model, few, dtype="fp32", steps=0, batch=few)
+            return few / (time.time() - began)
+
+        self.compare(
+            "sampling from the DDPM: all T steps against the solver's",
+            "images/s",
+            all_steps,
+            lambda: self.drawn(ddpm, lot, "--ckpt", "checkpoints/ddpm.pt"),
+        )
+        self.measuring(self.images[: 2000 if self.gpu else 64], 100 if self.gpu else 8)
+        whole = len(self.images) if self.gpu else 2048
+        start, steps, sizes = ("--epochs", 1, "--out", self.work / "start"), (5, 10, 20, 50), (32, 128, 512)
+        growth = {
+            "CVAE, seconds an epoch against images": {
+                n: n / self.trained(cvae, n) for n in (whole // 4, whole // 2, whole)
+            },
+            "CVAE, images/s against batch size": {
+                b: self.trained(cvae, 1024, "--batch-size", b) for b in sizes
+            },
+            "DDPM, images/s drawn against steps": {
+                n: self.drawn(ddpm, lot // 2, "--steps", n) for n in steps
+            },
+            "start to the end of one step, s": {
+                s.NAME: self.train(s, 128, *start)[1] for s in (cvae, dcgan, ddpm)
+            },
+            "DDPM, share of the hardware": self.utilisation(),
+        }
+        self.growth = {title: {k: round(v, 2) for k, v in values.items()} for title, values in growth.items()}
+
+    def measuring(self, images, batch):
+        """Features and distance against pytorch-fid; the weights are random, speed does not depend on
+        them."""
+        import pytorch_fid.fid_score
+        import pytorch_fid.inception as reference
+
+        dims, device, file = self.args.dims, self.args.device, self.work / "random.pth"
+        state = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+        state = state.state_dict()
+        torch.save(state, file)
+        with mock.patch.object(reference, "load_state_dict_from_url", lambda *a, **k: state):
+            theirs = reference.InceptionV3([reference.InceptionV3.BLOCK_INDEX_BY_DIM[dims]]).eval().to(device)
+        net = fid.network(dims, str(file))
+
+        def timed(call):
+            began = time.time()
+            call()
+            return time.time() - began
+
+        @torch.inference_mode()
+        def reference_features():
+            for x in images.split(batch):
+                theirs(x.to(device).float() / 255)[0].cpu()
+
+        def features():
+            with mock.patch.object(fid, "network", lambda *a: net):
+                fid.features(images, dims, "", device)
+
+        self.compare(
+            f"FID-{dims}: features, pytorch-fid against fid.py, batches of {batch}",
+            "images/s",
+            lambda: len(images) / timed(reference_features),
+            lambda: len(images) / timed(features),
+        )
+        x, y = np.random.default_rng(0).normal(size=(2, 10000, dims))
+        moments, root = [*fid.statistics(x), *fid.statistics(y)], fid.sqrtm
+        as_before = lambda a, disp=False: (root(a), 0)  # noqa: E731 SciPy 1.18 has no disp
+        with mock.patch.object(pytorch_fid.fid_score.linalg, "sqrtm", as_before):
+            self.compare(
+                f"FID-{dims}: the distance",
+                "s",
+                lambda: timed(lambda: pytorch_fid.fid_score.calculate_frechet_distance(*moments)),
+                lambda: timed(lambda: fid.frechet_distance(*moments)),
+            )
+
+    def utilisation(self):
+        """TFLOP/s of the DDPM's training beside those of a large matrix product of the same type."""
+        with FlopCounterMode(display=False) as counter:
+            ddpm.UNet()(torch.randn(1, 3, 28, 28), torch.zeros(1))
+        dtype = torch.bfloat16 if data.bf16(self.args.device) else torch.float32
+        a, speeds = torch.randn(4096, 4096, device=self.args.device, dtype=dtype), []
+        for _ in range(4):
+            began = time.time()
+            a @ a
+            if self.gpu:
+                torch.cuda.synchronize()
+            speeds.append(2 * 4096**3 / (time.time() - began) / 1e12)
+        training = next(row for row in self.rows if row["what"] == "training the DDPM")
+        used = 3 * counter.get_total_flops() * mean(training["this"]) / 1e12
+        return {"TFLOP/s": used, f"TFLOP/s of a {dtype} product": max(speeds), "share": used / max(speeds)}
+
+    def write(self):
+        name = torch.cuda.get_device_name() if self.gpu else f"{torch.get_num_threads()} CPU threads"
+        about = {
+            "device": name,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+            "rounds": self.args.rounds,
+        }
+        lines = [
+            ", ".join(f"{k} {v}" for k, v in about.items()),
+            "",
+            "| | plain loop | this | ratio ± spread | peak MiB |",
+            "|---|---|---|---|---|",
+        ]
+        for r in self.rows:
+            plain, this = (f"{mean(r[k]):.4g} {r['unit']}" for k in ("plain", "this"))
+            ratio = f"**{r['ratio']:.3g} ± {r['spread']:.1g}**"
+            lines.append(f"| {r['what']} | {plain} | {this} | {ratio} | {r['peak MiB'] or ''} |")
+        lines += ["", *(f"- {title}: {values}" for title, values in self.growth.items())]
+        result = json.dumps({**about, "rows": self.rows, "growth": self.growth}, indent=1)
+        data.save(self.args.out / "speed.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+        data.save(self.args.out / "speed.json", lambda file: file.write(result.encode()))
+        print("\n".join(lines))
+
+
+def main(argv=None):
+    p = data.Parser(__doc__)
+    p.add_argument("out", type=Path, help="folder of the results")
+    p.add_argument("--data", default="bloodmnist", help="the images to train on")
+    p.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    p.add_argument("--dims", type=int, choices=fid.DIMS, default=768, help="Inception's block")
+    p.add_argument("--rounds", type=data.number(int, 1), default=2, help="measurements of each, in turns")
+    bench = Bench(p.parse_args(argv))
+    try:
+        bench.run()
+        bench.write()
+    finally:
+        shutil.rmtree(bench.work)
+
+
+if __name__ == "__main__":
+    data.command(main)
