@@ -8,6 +8,7 @@ import ctypes
 import os
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -103,7 +104,10 @@ def load_folder(folder, split, size):
     images, bad = [], []
     for path, _ in tqdm(files, desc=f"reading {folder}", disable=None, leave=False):
         try:
-            images.append(ImageOps.fit(read_picture(path), (size, size), Image.Resampling.BICUBIC))
+            image = read_picture(path)
+            left, top = ((n - min(image.size)) // 2 for n in image.size)
+            square = image.crop((left, top, left + min(image.size), top + min(image.size)))
+            images.append(square.resize((size, size), Image.Resampling.BICUBIC))
         except ValueError as error:
             bad.append(error)
     if bad:
@@ -372,6 +376,7 @@ def command(main):
     """Runs main(). What a user can cause ends in one line; exit code 2: bad usage, 1: failure, 130:
     Ctrl-C."""
     script = Path(sys.argv[0]).name
+    warnings.formatwarning = lambda message, *args: f"{message}\n"
     try:
         main()
     except (ValueError, OSError, torch.OutOfMemoryError) as error:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import data
 import fid
 
-NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "order", "eta", "guidance")
+NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "eta", "guidance")
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, optimizer="adam", lr=1e-4, decay="none",
              ema=0, steps=0)
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
@@ -54,8 +54,7 @@ def get_args(argv=None):
         "draw, as a share of the training so far; 0: none (paper)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: in a long run on a GPU")
     add = p.add_argument_group("sampling").add_argument
-    add("--steps", type=data.number(int, 0), default=30, help="network evaluations; 0: all T (paper)")
-    add("--order", type=int, choices=(1, 2), default=1, help="of the solver: DDIM, or DPM-Solver++")
+    add("--steps", type=data.number(int, 0), default=30, help="of the DDIM solver; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
     add("--guidance", type=data.number(float, 0), default=0.0, help="towards the class and beyond it")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
@@ -210,25 +209,14 @@ class Diffusion(nn.Module):
         x0 = a.sqrt() * x - (1 - a).sqrt() * out if self.predict_v else (x - (1 - a).sqrt() * out) / a.sqrt()
         return x0.clamp(-1, 1)
 
-    def solve(self, model, x, generator, steps, order=1, eta=1.0):
-        """x_T -> x_0 through `steps` of the T noise levels. Order 1 is DDIM (Song et al. 2021 eq. 12 and 16),
-        evenly spaced in t: eta 0 is deterministic, eta 1 with all T levels is Ho et al.'s ancestral sampling.
-        Order 2 is DPM-Solver++ (2M, Lu et al. 2022, alg. 2): the same step with an x_0 extrapolated from the
-        last two, evenly spaced in lambda = log(sqrt(alpha_bar / (1 - alpha_bar)))."""
-        levels, before = torch.logit(self.alpha_bar.double().cpu(), eps=1e-12) / 2, None
-        times = torch.linspace(self.T - 1, 0, steps).round().long()
-        if order == 2:                                    # below -5 nothing of the image is left to see
-            wanted = torch.linspace(max(levels[-1], -5), levels[0], steps, dtype=torch.float64)
-            times = (levels - wanted[:, None]).abs().argmin(1).unique().flip(0)
-            times[0] = self.T - 1
-        for t, t_prev in zip(times.tolist(), [*times[1:].tolist(), None], strict=True):
-            x0 = image = self.predict(model, x, t)
+    def solve(self, model, x, generator, steps, eta=1.0):
+        """x_T -> x_0 through `steps` of the T noise levels, evenly spaced: DDIM, Song et al. 2021 eq. 12, 16.
+        eta 0 is deterministic, eta 1 adds noise anew: with all T levels, Ho et al.'s ancestral sampling."""
+        times = [round((self.T - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)]
+        for t, t_prev in zip(times, [*times[1:], None], strict=True):
             a = self.alpha_bar[t]
             a_prev = torch.ones_like(a) if t_prev is None else self.alpha_bar[t_prev]
-            if order == 2 and before and t_prev is not None:  # not the last: it goes to infinity
-                r = (levels[t] - levels[before[1]]) / (levels[t_prev] - levels[t])
-                x0 = image + (image - before[0]) / (2 * r.item())
-            before = image, t
+            x0 = self.predict(model, x, t)
             epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0: x stays on the noise level
             sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()
             x = a_prev.sqrt() * x0 + (1 - a_prev - sigma ** 2).clamp(min=0).sqrt() * epsilon
@@ -247,7 +235,7 @@ def guided(model, y, w):
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=30, order=1, eta=1.0, guidance=0.0, batch=500):
+def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=0.0, batch=500):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
     (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
     diffusion, device = model.diffusion, model.stem.weight.device
@@ -264,7 +252,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=30, order=1, eta=1.
         net = model if y is None else guided(model, y[i:i + batch].to(device), guidance)
         with data.autocast(device, dtype):
             x = diffusion.solve(net, x.contiguous(memory_format=torch.channels_last), generator,
-                                steps or diffusion.T, order, eta)
+                                steps or diffusion.T, eta)
         images[i:i + batch] = from_model(x)
     if world > 1:
         dist.all_reduce(images)

@@ -32,7 +32,6 @@ import dcgan
 import ddpm
 import fid
 
-
 # ---- the tutorial's loop ----
 
 

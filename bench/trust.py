@@ -2,7 +2,7 @@
 
     python -m bench.trust floors bloodmnist                   what a perfect generator would score
     python -m bench.trust neighbours samples.npz bloodmnist   does it hand out its training images?
-    python -m bench.trust classifier samples.npz bloodmnist   are its images of the classes they are said to be?
+    python -m bench.trust classifier samples.npz bloodmnist   are its images of the types they are said to be?
 
 A real set needs its train and test part, samples.npz labels for the classifier. Results are printed as JSON.
 """
