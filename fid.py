@@ -1,5 +1,4 @@
-"""Fréchet Inception Distance (Heusel et al., 2017) of two sets of images, and what falls out of the same
-features: KID, precision and recall.
+"""Fréchet Inception Distance (Heusel et al., 2017), KID, precision and recall of two sets of images.
 
     python fid.py samples.npz bloodmnist                    two sets: names, .npz files or folders of pictures
     python fid.py A B --dims 768 --weights inception.pth    with a file of Inception's weights
