@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the README from one command. What is finished is not done again; what was stopped goes on.
 #
-#   bash bench.sh             train the three models at their defaults, measure each in 5 draws, print the table
+#   bash bench.sh             train the three models at their defaults, measure each in 5 draws, a table
 #   bash bench.sh paper       the same with the paper's settings (--paper)
 #   bash bench.sh tables      the paper's tables 1 to 3, each row one run
 #   bash bench.sh quick       the same path at a few epochs and samples, some minutes on two cores
@@ -14,15 +14,16 @@
 #   RETRAIN=1 bash bench.sh   train anew for each of the five draws: the ± is then the spread of training too
 #
 # Settings come from the environment, each a flag of the scripts: ROOT DATA SPLIT DEVICE EPOCHS DIMS WEIGHTS
-# FID_RUNS FID_SAMPLES; CVAE, DCGAN and DDPM hold further flags of one script (DDPM="--unet patches --classes").
-# OUT is the folder of the results (out), PYTHON the interpreter (python).
+# FID_RUNS FID_SAMPLES; CVAE, DCGAN and DDPM hold further flags of one script (DDPM="--unet patches"). OUT is
+# the folder of the results (out), PYTHON the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")"
 
 mode=${1:-all}
 PYTHON=${PYTHON:-python} OUT=${OUT:-out}
 if [ "$mode" = quick ]; then
-  OUT=$OUT/quick SPLIT=${SPLIT:-val} EPOCHS=${EPOCHS:-2} FID_RUNS=${FID_RUNS:-2} FID_SAMPLES=${FID_SAMPLES:-200}
+  OUT=$OUT/quick SPLIT=${SPLIT:-val} EPOCHS=${EPOCHS:-2}
+  FID_RUNS=${FID_RUNS:-2} FID_SAMPLES=${FID_SAMPLES:-200}
   DDPM=${DDPM:---unet patches --steps 10}
 fi
 where=()
@@ -82,17 +83,28 @@ case $mode in
       done
     done
     report {cvae,dcgan,ddpm}-{fp32,bf16} ;;
+  recipe)
+    export SPLIT=${SPLIT:-train} EPOCHS=${EPOCHS:-4} FID_RUNS=1 FID_SAMPLES=${FID_SAMPLES:-1000}
+    recipe() { run ddpm "recipe-$1" --unet patches --classes --fid-seed 0 "${@:2}"; }
+    recipe adam --optimizer adam
+    for lr in 0.01 0.02; do recipe muon-$lr --muon-lr $lr; done
+    for batch in 32 64; do recipe batch-$batch --batch-size $batch; done
+    report recipe-{adam,muon-0.01,muon-0.02,batch-32,batch-64} ;;
   trust)
-    trust() { "$PYTHON" -m bench.trust "$@" "${where[@]}" "${measure[@]}" --cache "$OUT" >"$json"; cat "$json"; }
-    json=$OUT/floors.json trust floors bloodmnist
+    trust() {  # FILE WHAT SETS: the result on the screen and in $OUT/FILE.json
+      "$PYTHON" -m bench.trust "${@:2}" "${where[@]}" "${measure[@]}" --cache "$OUT" | tee "$OUT/$1.json"
+    }
+    mkdir -p "$OUT"
+    trust floors floors bloodmnist
     for script in cvae dcgan ddpm; do
-      [ -f "$OUT/trust-$script/samples.npz" ] || "$PYTHON" $script.py --sample 2048 --out "$OUT/trust-$script" \
-        $([ ! -f "$OUT/$script/model.pt" ] || echo --ckpt "$OUT/$script/model.pt")
-      for what in neighbours classifier; do
-        json=$OUT/trust-$script/$what.json trust $what "$OUT/trust-$script/samples.npz" bloodmnist
-      done
+      out=$OUT/trust-$script model=$OUT/$script/model.pt
+      [ -f "$model" ] || model=checkpoints/$script.pt
+      [ -f "$out/samples.npz" ] || "$PYTHON" $script.py --sample 2048 --ckpt "$model" --out "$out"
+      trust $script-neighbours neighbours "$out/samples.npz" bloodmnist
+      trust $script-classifier classifier "$out/samples.npz" bloodmnist
     done ;;
-  speed) "$PYTHON" -W ignore -m bench.speed "$OUT" "${where[@]}" --data "${DATA:-bloodmnist}" --dims "${DIMS:-768}" ;;
+  speed)
+    "$PYTHON" -m bench.speed "$OUT" "${where[@]}" --data "${DATA:-bloodmnist}" --dims "${DIMS:-768}" ;;
   report) report; pictures ;;
   ship) "$PYTHON" -m bench.report ship "$OUT" ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;

@@ -222,8 +222,9 @@ def save(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(tmp, path)
-    except RuntimeError as error:  # torch.save hides the disk's error behind one of its own
-        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    except RuntimeError as error:  # torch.save hides a full disk and Ctrl-C behind an error of its own
+        cause = error.__context__
+        raise cause if isinstance(cause, (OSError, KeyboardInterrupt)) else error from None
     finally:
         tmp.unlink(missing_ok=True)
 

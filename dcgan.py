@@ -9,8 +9,9 @@ from real ones.
     python dcgan.py --paper                  train with the paper's settings
     python dcgan.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std
 
-Measured: FID-768 0.5061 ± 0.01 after 40 epochs (five draws of 2,000 cells, seeds 100 to 500; two CPU cores,
-torch 2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about. """
+Measured: FID-768 0.5061 ± 0.01 after 40 epochs (five draws of 2,000 cells; two CPU cores,
+torch 2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about.
+"""
 import argparse
 import copy
 import json

@@ -398,6 +398,22 @@ def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
         assert len(path.read_bytes()) == 1 << 17 and len(set(path.read_bytes())) == 1
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_what_stops_a_write_is_not_hidden(tmp_path, error):
+    """torch.save turns an error in the midst of it, Ctrl-C too, into a RuntimeError of its own."""
+
+    class Full:
+        def write(self, content):
+            raise error
+
+        def flush(self):
+            pass
+
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        data.save(tmp_path / "x.pt", lambda file: torch.save({"a": torch.zeros(9)}, Full()))
+    assert not list(tmp_path.iterdir())
+
+
 def test_samples_and_their_grid(tmp_path):
     images, labels = torch.randint(0, 256, (20, 3, 28, 28), dtype=torch.uint8), torch.arange(20) % 2
     data.save_samples(tmp_path, images, labels, ["a/b", "c"], png=True)
@@ -885,7 +901,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, tmp_path, small,
             *more,
         ]
 
-    n, device = {cvae: 30, dcgan: 20, ddpm: 8}[script], ["--device", "cpu", "--dtype", "fp32"]
+    n, device = {cvae: 16, dcgan: 10, ddpm: 5}[script], ["--device", "cpu", "--dtype", "fp32"]
     call(script, *command("a", "--epochs", n))
     model, rng = (tmp_path / "a" / "model.pt").read_bytes(), np.random.default_rng(0)
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -1779,7 +1795,7 @@ def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, stem_
         FID_SAMPLES="70",
         CVAE="--classes",
         DCGAN="--classes",
-        DDPM="--classes --unet patches --timesteps 20 --steps 4",
+        DDPM="--classes --unet patches --timesteps 3 --steps 2",
     )
 
     def bench():
