@@ -95,6 +95,8 @@ def precision_recall(real, fake, k=3, block=1000):
     fake one (Kynkäänniemi et al., 2019). A manifold: balls around the points, each out to its k-th
     neighbour."""
     real, fake = (torch.as_tensor(x).float() for x in (real, fake))
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"precision and recall need more than {k} images: {len(real)}, {len(fake)}")
 
     def share_within(points, centres):
         radii = [torch.cdist(x, centres).kthvalue(k + 1).values for x in centres.split(block)]  # + 1: itself
@@ -287,6 +289,8 @@ def how_many(wanted, there):
     fewer."""
     if wanted and wanted > there:
         raise data.UsageError(f"--fid-samples {wanted}: there are {there} real images")
+    if (wanted or there) < 4:
+        raise data.UsageError(f"{wanted or there} images in a draw: precision and recall need 4")
     if not wanted and there < 10000:
         print(f"--fid-samples {there}: there are no more real images, the protocol takes 10000")
     return wanted or min(10000, there)
@@ -374,7 +378,9 @@ def main(argv=None):
     for source in filter(None, (args.a, args.b)):
         if Path(source).suffix == ".npz" and Path(source).is_file():
             with np.load(source, allow_pickle=False) as file:
-                if "mu" in file and "sigma" in file:  # pytorch-fid's form, or --save-stats
+                if "mu" in file and "sigma" in file:  # pytorch-fid's, or --save-stats'
+                    if "weights" in file and str(file["weights"]) != file_hash(args.weights):
+                        raise data.UsageError(f"{source} was made with other weights than {args.weights}")
                     stats.append((file["mu"], file["sigma"]))
                     continue
         images = read_images(source, args.root)
@@ -385,7 +391,8 @@ def main(argv=None):
         stats.append(statistics(kept[-1]))
     if args.save_stats:
         mu, sigma = (v.astype(np.float32) for v in stats[0])
-        return data.save(args.save_stats, lambda file: np.savez_compressed(file, mu=mu, sigma=sigma))
+        return data.save(args.save_stats, lambda file: np.savez_compressed(
+            file, mu=mu, sigma=sigma, weights=file_hash(args.weights)))
     result = measures(kept[1], kept[0]) if len(kept) == 2 else {"fid": frechet_distance(*stats[0], *stats[1])}
     line = "  ".join(f"{k.upper() if k[1:] == 'id' else k} {v:.4g}" for k, v in result.items())
     result |= {"a": args.a, "b": args.b, "images": counts, "dims": args.dims,

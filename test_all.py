@@ -1138,6 +1138,10 @@ def test_what_the_fid_after_a_training_needs_is_checked_before_it(tmp_path, smal
         call(cvae, *common, "--fid-samples", 200, "--weights", stem_file)
     with pytest.raises(FileNotFoundError, match="none.pth"):
         call(cvae, *common, "--weights", "none.pth")
+    with pytest.raises(data.UsageError, match="need 4"):
+        call(cvae, *common, "--fid-samples", 2, "--weights", stem_file)
+    with pytest.raises(ValueError, match="more than 3"):
+        fid.precision_recall(np.zeros((9, 2)), np.zeros((3, 2)))
     assert not (tmp_path / "ckpt.pt").exists()
     call(cvae, *common, "--split", "train", "--weights", stem_file)  # as many as there are
     assert "--fid-samples 96" in capsys.readouterr().out
@@ -1706,6 +1710,9 @@ def test_statistics_files_go_to_pytorch_fid_and_come_from_it(tmp_path, small, st
     assert json.loads(command(fid, small, tmp_path / "ours.npz", "--json"))["fid"] == pytest.approx(
         0, abs=1e-4
     )
+    np.savez(tmp_path / "other.npz", mu=kept.mean(0), sigma=np.cov(kept.T), weights="another hash")
+    with pytest.raises(data.UsageError, match="other weights"):  # a figure that would mean nothing
+        command(fid, small, tmp_path / "other.npz")
 
 
 @needs_data
