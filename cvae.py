@@ -37,14 +37,13 @@ def get_args(argv=None):
         help="residual blocks, or the paper's transposed convolutions")
     add("--likelihood", choices=("gaussian", "bernoulli"), default="gaussian",
         help="of a pixel: with a learned width, or the paper's cross-entropy")
-    add("--components", type=data.number(int, 1, 100), default=4, help="Gaussians of the prior, a class")
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--lr", type=data.number(float, 0), default=1e-3, help="Adam's learning rate")
     add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
     add = p.add_argument_group("sampling").add_argument
-    add("--prior", choices=("gmm", "normal"), default="gmm",
-        help="codes to draw from: a mixture fitted to the codes of the data, or N(0, I) (paper)")
+    add("--prior", choices=("fitted", "normal"), default="fitted",
+        help="codes to draw from: a Gaussian fitted to the codes of each class, or N(0, I) (paper)")
     return p.parse(argv, NAME, PAPER, SAMPLER)
 
 
@@ -75,7 +74,7 @@ class VAE(nn.Module):
     """Encoder: image -> mean and log-variance of the code. Decoder: code -> logits of the image.
     classes: {name: images of it in the training data}, empty for a model without labels."""
 
-    def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=128, decoder="residual", components=4):
+    def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=128, decoder="residual"):
         super().__init__()
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.classes, self.latent_dim = dict(classes), latent_dim
@@ -99,10 +98,9 @@ class VAE(nn.Module):
                 Residual(128), nn.Upsample(half), nn.Conv2d(128, 64, 3, padding=1),
                 Residual(64), nn.Upsample(full), nn.Conv2d(64, 32, 3, padding=1),
                 Residual(32), GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, shape[0], 3, padding=1))
-        groups = max(len(classes), 1)                        # a mixture a class: weights, means, roots
-        self.register_buffer("weight", torch.full((groups, components), 1 / components))
-        self.register_buffer("mean", torch.zeros(groups, components, latent_dim))
-        self.register_buffer("root", torch.eye(latent_dim).repeat(groups, components, 1, 1))
+        groups = max(len(classes), 1)                        # the prior: N(mean, root root^T), one a class
+        self.register_buffer("mean", torch.zeros(groups, latent_dim))
+        self.register_buffer("root", torch.eye(latent_dim).repeat(groups, 1, 1))
         if classes:
             nn.init.zeros_(self.label.weight)
 
@@ -167,18 +165,17 @@ def from_model(logits):
 # Sampling: codes from the prior, decoded to each pixel's mean.
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", prior="gmm", batch_size=1000):
+def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch_size=1000):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
-    (n,) of numbers, or None for the proportions of the training data. prior: "gmm" or "normal"."""
+    (n,) of numbers, or None for the proportions of the training data. prior: "fitted" or "normal"."""
     labels, device, images = data.draw_labels(model.classes, n, label, seed), model.mean.device, []
     generator = torch.Generator(device).manual_seed(seed)
     for i in range(0, n, batch_size):
         z = torch.randn(min(batch_size, n - i), model.latent_dim, generator=generator, device=device)
         y = None if labels is None else labels[i:i + batch_size].to(device)
-        if prior == "gmm":
-            group = torch.zeros(len(z), dtype=torch.long, device=device) if y is None else y
-            k = model.weight[group].multinomial(1, generator=generator)[:, 0]
-            z = model.mean[group, k] + (model.root[group, k] @ z[..., None])[..., 0]
+        if prior == "fitted":
+            k = slice(1) if y is None else y
+            z = model.mean[k] + (model.root[k] @ z[..., None])[..., 0]
         with data.autocast(device, dtype):
             images.append(from_model(model.decode(z, y)).cpu())
     return torch.cat(images)
@@ -186,37 +183,19 @@ def sample(model, n, label=None, seed=0, dtype="auto", prior="gmm", batch_size=1
 
 @torch.inference_mode()
 def fit_prior(model, images, labels):
-    """Fits the mixture of each class to codes of its images, z ~ q(z | x) (Ghosh et al., 2020)."""
+    """Fits a Gaussian to the codes z ~ q(z | x) of each class (Ghosh et al., 2020). Its covariance is drawn
+    towards that of all codes, as by D more of them: that of few would be singular."""
     generator, codes = torch.Generator(images.device).manual_seed(0), []
     for i in range(0, len(images), 1000):
         mu, logvar = model.encode(to_model(images[i:i + 1000]), labels[i:i + 1000])
         codes.append(mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator, device=mu.device))
-    codes = torch.cat(codes)
-    for k, components in enumerate(model.weight):
+    codes, d = torch.cat(codes), model.latent_dim
+    whole = codes.T.cov(correction=0) + 1e-4 * torch.eye(d, device=codes.device)
+    for k in range(len(model.mean)):
         z = codes[labels == k] if model.classes else codes
-        if len(z):
-            model.weight[k], model.mean[k], model.root[k] = mixture(z, len(components), generator)
-
-
-def mixture(z, components, generator, rounds=30):
-    """The Gaussian mixture of z (N, D) by expectation maximisation: weights (K,), means (K, D), roots L of
-    the covariances L L^T (K, D, D). Each covariance is drawn towards that of all z, as by D more points: few
-    points cannot collapse one."""
-    n, d = z.shape
-    centred = z - z.mean(0)
-    whole = centred.T @ centred / n + 1e-4 * torch.eye(d, device=z.device)
-    mean = z[torch.randint(n, (components,), generator=generator, device=z.device)]
-    root, weight = torch.linalg.cholesky(whole).repeat(components, 1, 1), z.new_ones(components) / components
-    for _ in range(rounds):
-        white = torch.linalg.solve_triangular(root, (z - mean[:, None]).mT, upper=False)     # (K, D, N)
-        volume = root.diagonal(dim1=1, dim2=2).log().sum(1)
-        share = ((weight.log() - volume)[:, None] - 0.5 * (white ** 2).sum(1)).softmax(0)    # (K, N): whose?
-        count = share.sum(1).clamp(min=1e-3)
-        weight, mean = count / count.sum(), share @ z / count[:, None]
-        away = z - mean[:, None]
-        scatter = (away * share[..., None]).mT @ away + d * whole
-        root = torch.linalg.cholesky(scatter / (count + d)[:, None, None])
-    return weight, mean, root
+        if n := len(z):
+            model.mean[k] = z.mean(0)
+            model.root[k] = torch.linalg.cholesky((n * z.T.cov(correction=0) + d * whole) / (n + d))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -225,7 +204,7 @@ def mixture(z, components, generator, rounds=30):
 def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
-    model = VAE(tuple(images.shape[1:]), classes, args.latent_dim, args.decoder, args.components)
+    model = VAE(tuple(images.shape[1:]), classes, args.latent_dim, args.decoder)
     model = model.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
 

@@ -6,6 +6,7 @@
 import argparse
 import ctypes
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -320,14 +321,14 @@ class Parser(argparse.ArgumentParser):
                    *"root device out overwrite paper".split()}
         args.settings = {k: v for k, v in vars(args).items() if k not in
                          drawing | {"epochs", "resume", "compile", "given"}}
-        idle = set() if args.sample else args.given & {"label", "png"}
-        if args.sample or args.ckpt:
-            idle |= args.given - drawing - {"data", "size", "split", "seed", "dtype"}
-        if args.ckpt and not (args.sample or args.fid_runs):
-            idle.add("ckpt")
-        if idle:
-            self.error(f"--{min(idle).replace('_', '-')} does nothing " +
-                       ("where nothing is trained" if args.sample else "without --sample"))
+        training = args.given - drawing - {"data", "size", "split", "seed", "dtype"}
+        idle = dict.fromkeys(training if args.sample or args.ckpt else (), "where nothing is trained")
+        if not args.sample:
+            idle |= dict.fromkeys(args.given & {"label", "png"}, "without --sample")
+        if not args.sample and not args.fid_runs:
+            idle |= dict.fromkeys(args.given & {"ckpt"}, "without --sample or --fid-runs")
+        for flag, why in idle.items():
+            self.error(f"--{flag.replace('_', '-')} does nothing {why}")
         return args
 
 
@@ -387,3 +388,5 @@ def command(main):
     except KeyboardInterrupt:
         print(f"\n{script}: stopped; a training goes on with the same command and --resume", file=sys.stderr)
         sys.exit(130)
+    finally:  # Python's own end takes a moment, and Ctrl-C has nothing to stop in it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

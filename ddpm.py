@@ -86,8 +86,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Residual block: two 3 x 3 convolutions; timestep and label scale and shift the features between
-    them."""
+    """Residual: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
 
     def __init__(self, c_in, c_out, attention=False):
         super().__init__()
@@ -124,8 +123,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, empty without
-    labels."""
+    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, or none."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
                  schedule="cosine", predict="v"):
@@ -178,8 +176,7 @@ Model = UNet
 # Objective and sampling. alpha_bar[t] is the share of the signal's variance left at step t, 0 .. T-1.
 
 class Diffusion(nn.Module):
-    """The noising process and its reversal. A `model` here is a function (x_t, t) -> epsilon or v, of x_t's
-    shape."""
+    """The noising process and its reversal. A `model` here is a function (x_t, t) -> epsilon or v."""
 
     def __init__(self, timesteps=500, schedule="cosine", predict="v"):
         super().__init__()
@@ -227,8 +224,7 @@ class Diffusion(nn.Module):
 
 
 def guided(model, y, w):
-    """The prediction for a class, w times further from that for any image: (1 + w) e(x, y) - w e(x), Ho &
-    Salimans."""
+    """(1 + w) model(x, t, y) - w model(x, t): towards the class and beyond it, Ho & Salimans 2022."""
     if w == 0:
         return lambda x, t: model(x, t, y)
     none = torch.full_like(y, len(model.classes))
@@ -275,8 +271,7 @@ def from_model(x):
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose singular values are all brought to about 1, so that rare directions learn as fast as
-    frequent ones (Jordan et al., 2024). For hidden matrices, and convolutions as matrices (C_out, the
-    rest)."""
+    frequent ones (Jordan et al., 2024). For hidden convolutions, as matrices (C_out, the rest)."""
 
     def __init__(self, params, lr, momentum=0.95):
         super().__init__(params, dict(lr=lr, momentum=momentum))
@@ -345,8 +340,7 @@ def train(args):
 
 
 def rate(step, last, decay):
-    """The share of the learning rate at a step: rises in the first 5 % (500 steps at most), falls to 0 as a
-    cosine."""
+    """The share of the learning rate at a step: a rise over 5 % of the run (500 at most), a cosine to 0."""
     rise, fall = min(1, step / min(500, 0.05 * last)), 0.5 + 0.5 * math.cos(math.pi * step / last)
     return rise * fall if decay == "cosine" else 1
 
@@ -364,19 +358,20 @@ def mean_over_processes(loss):
 
 
 def compiled(net, when, n_steps):
-    """net through torch.compile; eager where that does not pay (on a CPU, in a short run) or fails."""
-    if when == "off" or when == "auto" and (next(net.parameters()).device.type != "cuda" or n_steps < 2000):
+    """net through torch.compile; as it is where that does not pay (on a CPU, in a short run) or fails."""
+    if when == "off" or when == "auto" and (n_steps < 2000 or not next(net.parameters()).is_cuda):
         return net
-    fast = [torch.compile(net, dynamic=False)]            # a kernel a shape: the same ones after a --resume
+    fast = torch.compile(net, dynamic=False)              # a kernel a shape: the same ones after a --resume
 
     def forward(*inputs):
+        nonlocal fast
         try:
-            return fast[0](*inputs)
+            return fast(*inputs)
         except Exception as error:                        # no compiler, or one of its many failures
-            if fast[0] is net:
+            if fast is net:
                 raise
             print(f"torch.compile failed ({data.one_line(error)}); going on without it", file=sys.stderr)
-            fast[0] = net
+            fast = net
             return net(*inputs)
     return forward
 

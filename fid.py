@@ -5,7 +5,8 @@
     python fid.py A --save-stats A.npz                      mean and covariance alone, for pytorch-fid too
 
 Inception turns an image into a vector of features, which equal pytorch-fid's; the distance is that of two
-clouds of such vectors, 0 for the same. Images come in one range only: uint8, or floats in [0, 1]. """
+clouds of such vectors, 0 for the same. Images come in one range only: uint8, or floats in [0, 1].
+"""
 import functools
 import hashlib
 import json
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 import data
 
-DIMS = (64, 192, 768, 2048)
+LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": inception.Inception_V3_Weights.IMAGENET1K_V1.url}
@@ -112,80 +113,55 @@ def measures(real, fake):
             "kid": kernel_distance(real, fake)[0], "precision": precision, "recall": recall}
 
 
-def fid(images_a, images_b, dims=2048, weights="fid", device=None, amp=False):
+def fid(images_a, images_b, dims=2048, weights="fid", device=None):
     """The FID of two sets of images, each as features() takes them."""
-    a, b = (features(images, dims, weights, device, amp) for images in (images_a, images_b))
+    a, b = (features(images, dims, weights, device) for images in (images_a, images_b))
     return frechet_distance(*statistics(a), *statistics(b))
 
 
 # ----------------------------------------------------------------------------------------------------
-# Inception v3 from torchvision's blocks. TensorFlow's average pooling leaves out the padding; its last block
-# takes the maximum, as its FID network does (pytorch-fid found it; a slip, part of the measure by now).
+# Torchvision's Inception v3 with the differences of TensorFlow's FID network, which pytorch-fid found:
+# average pooling leaves out the padding, and the last block takes the maximum (a slip, part of the measure).
 
-def tf_pool(x):
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-class BlockA(inception.InceptionA):
-    def forward(self, x):
-        y = self.branch5x5_2(self.branch5x5_1(x))
-        z = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), y, z, self.branch_pool(tf_pool(x))], 1)
-
-
-class BlockC(inception.InceptionC):
-    def forward(self, x):
-        y = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        z = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        z = self.branch7x7dbl_5(self.branch7x7dbl_4(z))
-        return torch.cat([self.branch1x1(x), y, z, self.branch_pool(tf_pool(x))], 1)
-
-
-class BlockE(inception.InceptionE):
-    pool = staticmethod(tf_pool)
+class WithoutPadding(nn.Module):
+    """Of averages over 3 x 3 that count the zeros around the image, those that do not."""
 
     def forward(self, x):
-        y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        y = [self.branch3x3_2a(y), self.branch3x3_2b(y), self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z)]
-        return torch.cat([self.branch1x1(x), *y, self.branch_pool(self.pool(x))], 1)
+        return x / F.avg_pool2d(torch.ones_like(x[:1, :1]), 3, stride=1, padding=1)
 
 
-class BlockEMax(BlockE):
-    pool = staticmethod(lambda x: F.max_pool2d(x, 3, stride=1, padding=1))
+class LastBlock(inception.InceptionE):
+    def _forward(self, x):
+        return [*super()._forward(x)[:-1], self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))]
 
 
 def network(dims=2048, weights="fid"):
     """Inception up to the block of `dims` features, in eval mode, the BatchNorm folded into the convolutions.
 
-    Maps float (B, 3, 299, 299) in [-1, 1] to (B, dims, h, w). weights: "fid", "imagenet" or the path of a
-    state dict with torchvision's names. Raises ValueError for a layer that is missing or misshapen,
-    FileNotFoundError."""
-    A, C, E, E_last = BlockA, BlockC, BlockE, BlockEMax
-    if weights == "imagenet":
-        A, C, E, E_last = (block.__base__ for block in (BlockA, BlockC, BlockE, BlockE))
-    conv, B, D, pool = inception.BasicConv2d, inception.InceptionB, inception.InceptionD, nn.MaxPool2d
-    blocks = {  # dims: the layers' names, and how to build them; what lies behind is not built
-        64: ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 maxpool1", lambda: [
-            conv(3, 32, kernel_size=3, stride=2), conv(32, 32, kernel_size=3),
-            conv(32, 64, kernel_size=3, padding=1), pool(3, 2)]),
-        192: ("Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2", lambda: [
-            conv(64, 80, kernel_size=1), conv(80, 192, kernel_size=3), pool(3, 2)]),
-        768: ("Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e", lambda: [
-            A(192, 32), A(256, 64), A(288, 64), B(288), C(768, 128), C(768, 160), C(768, 160), C(768, 192)]),
-        2048: ("Mixed_7a Mixed_7b Mixed_7c", lambda: [D(768), E(1280), E_last(2048)])}
-    net = nn.Sequential()
-    for names, build in (blocks[d] for d in DIMS[:DIMS.index(dims) + 1]):
-        for name, layer in zip(names.split(), build(), strict=True):
-            net.add_module(name, layer)
+    Maps float (B, 3, 299, 299) in [-1, 1] to (B, dims, h, w). weights: "fid", "imagenet" (torchvision's own
+    network) or the path of a state dict with torchvision's names. Raises ValueError for a layer that is
+    missing or misshapen, FileNotFoundError."""
     state = read_weights(weights)
+    with torch.device("meta"):  # built without memory, then filled
+        whole = torchvision.models.inception_v3(aux_logits=False, init_weights=False)
+        if weights != "imagenet":
+            whole.Mixed_7c = LastBlock(2048)
+    net = nn.Sequential()
+    for name, layer in whole.named_children():
+        net.add_module(name, layer)
+        if name == LAST[dims]:
+            break
     for key, value in net.state_dict().items():
         if key not in state and not key.endswith("num_batches_tracked"):
             raise ValueError(f"weights {weights}: no layer {key}, which --dims {dims} needs")
         if key in state and state[key].shape != value.shape:
             raise ValueError(f"weights {weights}: {key} is {[*state[key].shape]}, not {[*value.shape]}")
-    net.load_state_dict({key: state.get(key, value) for key, value in net.state_dict().items()})
-    for block in [m for m in net.eval().modules() if isinstance(m, conv)]:
-        block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    net.load_state_dict(state, strict=False, assign=True)
+    for block in list(net.eval().modules()):
+        if isinstance(block, inception.BasicConv2d):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+        elif hasattr(block, "branch_pool") and weights != "imagenet" and not isinstance(block, LastBlock):
+            block.branch_pool = nn.Sequential(WithoutPadding(), block.branch_pool)
     return net.requires_grad_(False)
 
 
@@ -207,12 +183,8 @@ def read_weights(weights):
 # Images to features.
 
 def check_images(images):
-    """Any accepted images -> a tensor (N, C, H, W), uint8 or float in [0, 1]; all else is a ValueError that
-    names it.
-
-    Arrays and tensors, (N, C, H, W) or (N, H, W, C) with C 1 or 3, where only one of the two readings is
-    possible. Floats are taken only where all of them lie in [0, 1]: images in [-1, 1] would give a wrong
-    figure."""
+    """Arrays or tensors, (N, C, H, W) or (N, H, W, C), C 1 or 3 -> a tensor (N, C, H, W), uint8 or float in
+    [0, 1]. All else is a ValueError that names it: images in [-1, 1] would give a wrong figure."""
     x = torch.as_tensor(images)
     if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
         raise ValueError(f"images are {x.dtype}, not uint8 or floats in [0, 1]")
@@ -226,11 +198,9 @@ def check_images(images):
 
 
 @torch.inference_mode()
-def features(images, dims=2048, weights="fid", device=None, amp=False):
+def features(images, dims=2048, weights="fid", device=None):
     """Inception features of images as check_images() has them, or of a list of such sets: float32 (N, dims).
-
-    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all in fp32, unless amp asks for
-    bf16."""
+    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all in fp32."""
     device = torch.device(device or data.device())
     batch = 100 if device.type == "cuda" else 8  # 8 fit a CPU's cache
     sets = images if isinstance(images, list) else [images]
@@ -247,8 +217,7 @@ def features(images, dims=2048, weights="fid", device=None, amp=False):
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
             x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                out[i].copy_(net(2 * x - 1).float().mean((2, 3)))
+            out[i].copy_(net(2 * x - 1).mean((2, 3)))
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     out = torch.cat(out)
@@ -257,23 +226,19 @@ def features(images, dims=2048, weights="fid", device=None, amp=False):
     return out.cpu().numpy()
 
 
-def kept_features(images, dims=2048, weights="fid", device=None, amp=False, folder="out"):
-    """features(), kept in `folder` under a hash of the images, the weights and dims; a broken file is made
-    anew."""
+def kept_features(images, dims=2048, weights="fid", device=None, folder="out"):
+    """features(), kept in `folder` under a hash of images and weights; a broken file is made anew."""
     sets = images if isinstance(images, list) else [images]
-    sha = hashlib.sha256(f"{dims} {file_hash(weights)} {amp}".encode())
+    sha = hashlib.sha256(f"{dims} {file_hash(weights)}".encode())
     for part in sets:
         sha.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
     path = Path(folder) / f"features-{dims}-{sha.hexdigest()[:16]}.npy"
     try:
-        kept = np.load(path, allow_pickle=False)
-        if kept.shape == (sum(map(len, sets)), dims) and kept.dtype == np.float32 and np.isfinite(kept).all():
-            return kept
-    except (OSError, ValueError, EOFError):
-        pass
-    kept = features(images, dims, weights, device, amp)
-    data.save(path, lambda file: np.save(file, kept))
-    return kept
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # none, or a broken one
+        kept = features(images, dims, weights, device)
+        data.save(path, lambda file: np.save(file, kept))
+        return kept
 
 
 def file_hash(path):
@@ -362,14 +327,13 @@ def main(argv=None):
     p = data.Parser(__doc__)
     p.add_argument("a", metavar="A", help="a MedMNIST name, an .npz file, a folder of pictures or statistics")
     p.add_argument("b", metavar="B", nargs="?", help="the set to compare with: the real one of the two")
-    p.add_argument("--dims", type=int, choices=DIMS, default=2048, help="Inception features to compare")
+    p.add_argument("--dims", type=int, choices=LAST, default=2048, help="Inception features to compare")
     p.add_argument("--weights", default="fid", help="fid (TensorFlow's, as pytorch-fid), imagenet or a file")
     p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--root", help="folder of the MedMNIST files; else $MEDMNIST_ROOT, else ~/.medmnist")
     p.add_argument("--save-stats", type=Path, metavar="FILE", help="no B: write A's mean and covariance")
     p.add_argument("--few", action="store_true", help="measure fewer than 50 images all the same")
     p.add_argument("--cache", default="out", metavar="DIR", help="where features are kept")
-    p.add_argument("--amp", action="store_true", help="features in bf16: faster, FID-768 off by some 3 %%")
     p.add_argument("--json", action="store_true", help="print all that there is to know, as JSON")
     args = p.parse_args(argv)
     if (args.b is None) == (args.save_stats is None):
@@ -387,7 +351,7 @@ def main(argv=None):
         counts.append(sum(map(len, images)) if isinstance(images, list) else len(images))
         if counts[-1] < 50 and not args.few:
             raise data.UsageError(f"{source}: {counts[-1]} images say nothing; --few takes them anyway")
-        kept.append(kept_features(images, args.dims, args.weights, args.device, args.amp, args.cache))
+        kept.append(kept_features(images, args.dims, args.weights, args.device, args.cache))
         stats.append(statistics(kept[-1]))
     if args.save_stats:
         mu, sigma = (v.astype(np.float32) for v in stats[0])

@@ -304,7 +304,7 @@ def main(argv=None):
     p.add_argument("--data", default="bloodmnist", help="the images to train on")
     p.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
     p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    p.add_argument("--dims", type=int, choices=fid.DIMS, default=768, help="Inception's block")
+    p.add_argument("--dims", type=int, choices=fid.LAST, default=768, help="Inception's block")
     p.add_argument("--rounds", type=data.number(int, 1), default=2, help="measurements of each, in turns")
     bench = Bench(p.parse_args(argv))
     try:

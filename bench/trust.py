@@ -145,7 +145,7 @@ def main(argv=None):
     p.add_argument("what", choices=("floors", "neighbours", "classifier"))
     p.add_argument("a", metavar="A", help="drawn images; for floors, a real set")
     p.add_argument("b", metavar="B", nargs="?", help="the real set")
-    p.add_argument("--dims", type=int, choices=fid.DIMS, default=2048, help="Inception's block")
+    p.add_argument("--dims", type=int, choices=fid.LAST, default=2048, help="Inception's block")
     p.add_argument("--weights", default="fid", help="Inception's weights: fid, imagenet or a file")
     p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
