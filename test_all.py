@@ -1641,23 +1641,52 @@ def test_neighbours_find_copies(tmp_path, command):
         command(trust, "neighbours", big, real)
 
 
-def test_the_classifier_tells_labels_that_are_right_from_wrong_ones(tmp_path, command):
-    shades = np.random.default_rng(0).integers(0, 2, 100)
+def shades(path):
+    """A set of two classes, dark and bright, and its images and labels."""
+    labels = np.random.default_rng(0).integers(0, 2, 100)
     noise = np.random.default_rng(1).normal(0, 20, (100, 28, 28, 3))
-    images = np.clip(60 + 120 * shades[:, None, None, None] + noise, 0, 255).astype(np.uint8)
-    both = {"images": images, "labels": shades[:, None]}
+    images = np.clip(60 + 120 * labels[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+    both = {"images": images, "labels": labels[:, None]}
     cut = {"train": slice(0, 60), "val": slice(60, 62), "test": slice(62, 100)}
-    np.savez(tmp_path / "real.npz", **{f"{k}_{n}": v[c] for k, c in cut.items() for n, v in both.items()})
-    for labels, right in ((shades, 1.0), (1 - shades, 0.0)):
-        np.savez(tmp_path / "a.npz", images=images[:20], labels=labels[:20, None])
-        result = json.loads(command(trust, "classifier", tmp_path / "a.npz", tmp_path / "real.npz"))
+    np.savez(path, **{f"{k}_{n}": v[c] for k, c in cut.items() for n, v in both.items()})
+    return images[:40], labels[:40]
+
+
+def test_the_classifier_and_the_accuracy_score_tell_right_labels_from_wrong(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(trust, "SEEDS", (1, 2))
+    images, right = shades(tmp_path / "real.npz")
+    sets = tmp_path / "a.npz", tmp_path / "real.npz"
+    for labels, share in ((right, 1.0), (1 - right, 0.0)):
+        np.savez(sets[0], images=images, labels=labels[:, None])
+        result = json.loads(command(trust, "classifier", *sets))
         assert result["accuracy on held-out real images"]["all"] > 0.95
-        assert result["accuracy on generated images"]["all"] == pytest.approx(right, abs=0.05)
-    np.savez(tmp_path / "a.npz", images=images[:20])
+        assert result["accuracy on generated images"]["all"] == pytest.approx(share, abs=0.05)
+        result = json.loads(command(trust, "cas", *sets, "--steps 60"))
+        assert result["images"] == 40 and result["real"]["all"]["mean"] > 0.95
+        assert result["generated"]["all"]["mean"] == pytest.approx(share, abs=0.3)
+        assert len(result["generated"]["of each class"]) == 2
+    np.savez(sets[0], images=images)
     with pytest.raises(ValueError, match="no labels.*--classes"):
-        command(trust, "classifier", tmp_path / "a.npz", tmp_path / "real.npz")
+        command(trust, "classifier", *sets)
     with pytest.raises(SystemExit, match="2"):
-        command(trust, "classifier", tmp_path / "a.npz")
+        command(trust, "classifier", sets[0])
+
+
+def test_a_class_is_made_scarce_for_the_generator_and_for_the_networks(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(trust, "SEEDS", (1, 2))
+    shades(tmp_path / "real.npz")
+    images, labels = data.load(str(tmp_path / "real.npz"), split="train")
+    bright = torch.full((500, 3, 28, 28), 180, dtype=torch.uint8)
+    with mock.patch.object(ddpm, "sample", lambda model, n, *args, **kwargs: bright[:n]):
+        common = f"{tmp_path / 'real.npz'} --label 1 --left 3 --epochs 1 --steps 60"
+        result = json.loads(command(trust, "scarce", common))
+    left, kept = data.load(str(tmp_path / "cache" / "scarce-3" / "data.npz"), split="train")
+    assert (kept == 1).sum() == 3 and (kept == 0).sum() == (labels == 0).sum()
+    assert {x.numpy().tobytes() for x in left} <= {x.numpy().tobytes() for x in images}
+    model = ddpm.load(tmp_path / "cache" / "scarce-3" / "model.pt", "cpu")
+    assert [*model.classes.values()] == [len(left) - 3, 3] and result["class"] == 1
+    for name in ("repeated", "drawn"):  # the drawn ones here are as bright as the class
+        assert result["3 left"][name]["all"]["mean"] > 0.9
 
 
 def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, stem_file):

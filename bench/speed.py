@@ -23,7 +23,6 @@ from unittest import mock
 import numpy as np
 import torch
 import torchvision
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import cvae
@@ -207,7 +206,6 @@ class Bench:
             "start to the end of one step, s": {
                 s.NAME: self.train(s, 128, *start)[1] for s in (cvae, dcgan, ddpm)
             },
-            "DDPM, share of the hardware": self.utilisation(),
         }
         self.growth = {title: {k: round(v, 2) for k, v in values.items()} for title, values in growth.items()}
 
@@ -255,22 +253,6 @@ class Bench:
                 lambda: timed(lambda: pytorch_fid.fid_score.calculate_frechet_distance(*moments)),
                 lambda: timed(lambda: fid.frechet_distance(*moments)),
             )
-
-    def utilisation(self):
-        """TFLOP/s of the DDPM's training beside those of a large matrix product of the same type."""
-        with FlopCounterMode(display=False) as counter:
-            ddpm.UNet()(torch.randn(1, 3, 28, 28), torch.zeros(1))
-        dtype = torch.bfloat16 if data.bf16(self.args.device) else torch.float32
-        a, speeds = torch.randn(4096, 4096, device=self.args.device, dtype=dtype), []
-        for _ in range(4):
-            began = time.time()
-            a @ a
-            if self.gpu:
-                torch.cuda.synchronize()
-            speeds.append(2 * 4096**3 / (time.time() - began) / 1e12)
-        training = next(row for row in self.rows if row["what"] == "training the DDPM")
-        used = 3 * counter.get_total_flops() * mean(training["this"]) / 1e12
-        return {"TFLOP/s": used, f"TFLOP/s of a {dtype} product": max(speeds), "share": used / max(speeds)}
 
     def write(self):
         name = torch.cuda.get_device_name() if self.gpu else f"{torch.get_num_threads()} CPU threads"
