@@ -244,9 +244,8 @@ def training_data(args):
 
 def epochs(args, images, labels, state, losses, save_model):
     """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
-
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, and ckpt.pt is the
-    end of an epoch: a run that was killed anywhere goes on from there, to the same end."""
+    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is the end
+    of an epoch: a run that was killed anywhere goes on from there, to the same end."""
     path, n, rows = args.out / "ckpt.pt", len(images), []
     names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
     if args.resume:
@@ -302,14 +301,13 @@ def save_model(args, net, epoch, **sampler):
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
     images = sample(net, 64 if kinds is None else len(kinds), kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
-    model = {"script": NAME, "model": net.settings, "trained": args.settings | {"epochs": epoch}}
-    model["weights"] = net.state_dict()
+    model = {"script": NAME, "model": net.settings, "weights": net.state_dict(),
+             "trained": args.settings | {"epochs": epoch}}
     data.save(args.out / "model.pt", lambda file: torch.save(model, file))
 
 
 def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError where it holds
-    none."""
+    """The trained model of a model.pt, else the one that comes along. Raises ValueError for other files."""
     path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
     ckpt = data.read_torch(path)
     try:
@@ -331,8 +329,8 @@ def main(argv=None):
     shipped = not args.ckpt and not path.exists()
     model = load(None if shipped else path, args.device)
     trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    which = f"{args.out} holds no model: this is the one that comes along" if shipped else path
-    print(which, trained["data"], f"{trained['epochs']} epochs", sep=", ")
+    print(f"{args.out} holds no model: this is the one that comes along" if shipped else path,
+          trained["data"], f"{trained['epochs']} epochs", sep=", ")
     if args.sample:
         if "data" in args.given and args.data != trained["data"]:
             raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")

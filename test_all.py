@@ -507,6 +507,11 @@ def test_every_tensor_is_on_the_models_device():
             assert loss.device.type == "cuda"
             few = {"steps": 3, "guidance": 1.0} if script is ddpm else {}
             assert script.sample(net, 5, torch.zeros(5, dtype=torch.long), **few).shape == (5, 3, 28, 28)
+    net = mock.Mock(side_effect=lambda x: x[:, :1].expand(-1, 64, -1, -1) if x.is_cuda else None)
+    net.to.return_value = net
+    with FakeTensorMode(), mock.patch.object(fid, "network", lambda *args: net):
+        with mock.patch.object(torch.Tensor, "numpy", lambda x: x):  # which a made-up tensor does not have
+            assert fid.features(torch.zeros(205, 3, 28, 28, dtype=torch.uint8), 64, "", "cuda").shape == (205, 64)
 
 
 def test_kl_and_reparameterization_against_torch_distributions():
