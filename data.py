@@ -96,7 +96,7 @@ def load_folder(folder, split, size):
     parts = [folder / s for s in SPLITS if (folder / s).is_dir() and split in ("all", s)] or [folder]
     files = [(f, k) for part in parts for k, name in enumerate(names) for f in pictures(part / name)]
     if parts == [folder] and split != "all":
-        print(f"{folder} is not split: a seeded tenth is val, a fifth test, the rest train", file=sys.stderr)
+        warnings.warn(f"{folder} is not split: a seeded tenth is val, a fifth is test", stacklevel=3)
         order, n = np.random.default_rng(0).permutation(len(files)), len(files) // 10
         cut = {"val": order[:n], "test": order[n:3 * n], "train": order[3 * n:]}
         files = [files[i] for i in sorted(cut[split])]

@@ -286,7 +286,8 @@ def protocol(draw, real, runs=5, n=None, seed=100, dims=2048, weights="fid", dev
               "of": len(real), "others": len(others), "runs": rows}
     for title, values in (("drawn", rows), ("floor", floors)):
         result[title] = {k: summary([row[k] for row in values]) for k in MEASURES if values}
-        print(f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in result[title].items()))
+        if values:
+            print(f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in result[title].items()))
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, np, scipy)}
     threads = f"{device} ({torch.get_num_threads()} threads)"
     return result | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
