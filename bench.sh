@@ -7,14 +7,15 @@
 #   bash bench.sh quick       the same path at a few epochs and samples, some minutes on two cores
 #   bash bench.sh precision   trained in fp32 and in bf16, three seeds each: does the FID tell them apart?
 #   bash bench.sh recipe      the rows of RESULTS.md that chose the defaults, each a short training
-#   bash bench.sh trust       floors; copies and types of what the trained models draw
+#   bash bench.sh curve       how long must one train? each model for ever longer, measured at every stage
+#   bash bench.sh trust       floors; are the drawn cells copies, of their types, of use? hours on two cores
 #   bash bench.sh speed       against the plain loop of a tutorial, about 10 minutes on two cores
 #   bash bench.sh report      only the table and the pictures, of what is there
 #   bash bench.sh ship        checkpoints/ and assets/demo.npz from the trained models
 #   RETRAIN=1 bash bench.sh   train anew for each of the five draws: the ± is then the spread of training too
 #
 # Settings come from the environment, each a flag of the scripts: ROOT DATA SPLIT DEVICE EPOCHS DIMS WEIGHTS
-# FID_RUNS FID_SAMPLES; CVAE, DCGAN and DDPM hold further flags of one script (DDPM="--unet patches"). OUT is
+# FID_RUNS FID_SAMPLES STAGES; CVAE, DCGAN and DDPM hold further flags of one script (DDPM="--unet patches"). OUT is
 # the folder of the results (out), PYTHON the interpreter (python).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -90,19 +91,37 @@ case $mode in
     for lr in 0.01 0.02; do recipe muon-$lr --muon-lr $lr; done
     for batch in 32 64; do recipe batch-$batch --batch-size $batch; done
     report recipe-{adam,muon-0.01,muon-0.02,batch-32,batch-64} ;;
+  curve)
+    for epochs in ${STAGES:-5 10 20 40 80 160}; do
+      for script in cvae dcgan ddpm; do
+        out=$OUT/curve-$script
+        [ -f "$out/fid-$epochs.json" ] || {
+          rm -f "$out/fid.json"
+          EPOCHS=$epochs FID_RUNS=${FID_RUNS:-1} run $script curve-$script
+          mv "$out/fid.json" "$out/fid-$epochs.json"
+        }
+      done
+    done
+    "$PYTHON" -m bench.report curve "$OUT" ;;
   trust)
-    trust() {  # FILE WHAT SETS: the result on the screen and in $OUT/FILE.json
-      "$PYTHON" -m bench.trust "${@:2}" "${where[@]}" "${measure[@]}" --cache "$OUT" | tee "$OUT/$1.json"
+    trust() {  # NAME WHAT SETS: into $OUT/NAME.json, unless it is there
+      [ -f "$OUT/$1.json" ] || {
+        "$PYTHON" -m bench.trust "${@:2}" "${where[@]}" "${measure[@]}" --cache "$OUT" > "$OUT/$1.tmp"
+        mv "$OUT/$1.tmp" "$OUT/$1.json"
+      }
+      echo "== $*"
+      cat "$OUT/$1.json"
     }
     mkdir -p "$OUT"
-    trust floors floors bloodmnist
+    data=${DATA:-bloodmnist}
+    trust floors floors "$data"
     for script in cvae dcgan ddpm; do
       out=$OUT/trust-$script model=$OUT/$script/model.pt
       [ -f "$model" ] || model=checkpoints/$script.pt
       [ -f "$out/samples.npz" ] || "$PYTHON" $script.py --sample 2048 --ckpt "$model" --out "$out"
-      trust $script-neighbours neighbours "$out/samples.npz" bloodmnist
-      trust $script-classifier classifier "$out/samples.npz" bloodmnist
-    done ;;
+      for what in neighbours classifier cas; do trust $script-$what $what "$out/samples.npz" "$data"; done
+    done
+    trust scarce scarce "$data" ;;
   speed)
     "$PYTHON" -m bench.speed "$OUT" "${where[@]}" --data "${DATA:-bloodmnist}" --dims "${DIMS:-768}" ;;
   report) report; pictures ;;

@@ -1740,6 +1740,23 @@ def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, stem_
     assert model == (out / "cvae" / "model.pt").read_bytes()
 
 
+def test_the_curve_counts_images_and_core_hours(tmp_path, capsys):
+    run = tmp_path / "curve-ddpm"
+    run.mkdir()
+    epochs = "".join(f"{k},0.5,1800,20\n" for k in range(1, 11))  # half an hour each, of 36,000 images
+    (run / "log.csv").write_text("epoch,loss,seconds,images/s\n" + epochs)
+    for k, value in ((5, 0.4), (10, 0.1)):
+        result = {"drawn": {"fid": {"mean": value}}, "device": "cpu (2 threads)"}
+        (run / f"fid-{k}.json").write_text(json.dumps(result))
+    report.main(["curve", str(tmp_path)])
+    rows = json.loads((tmp_path / "curve.json").read_text())["curve"]
+    assert [row["images"] for row in rows] == [180000, 360000] and [row["fid"] for row in rows] == [0.4, 0.1]
+    assert [row["core-hours"] for row in rows] == [5, 10] and "epochs 10" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size == (800, 300)
+
+
 def test_the_table_joins_the_five_trainings(tmp_path, capsys):
     for seed, value in ((100, 1.0), (200, 2.0), (300, 3.0)):
         (tmp_path / f"cvae-seed{seed}").mkdir()

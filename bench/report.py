@@ -1,13 +1,16 @@
 """Tables, pictures and what is shipped, from the folders of finished runs.
 
     python -m bench.report table out [cvae dcgan ddpm]    the table of their fid.json, also in out/results.md
+    python -m bench.report curve out                      FID against images seen and core-hours, curve.png
     python -m bench.report pictures out                   cells.png, types.png and denoising.png
     python -m bench.report ship out                       checkpoints/ in fp16, assets/demo.npz
 
 The pictures and what is shipped are of out/<script>/model.pt.
 """
 
+import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,39 @@ def table(out, names):
     text = "\n".join(lines if groups else ["nothing is measured yet"]) + "\n"
     data.save(out / "results.md", lambda file: file.write(text.encode()))
     print(text, end="")
+
+
+def curve(out):
+    """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours."""
+    rows = []
+    for s in SCRIPTS:
+        log = out / f"curve-{s.NAME}" / "log.csv"
+        epochs = list(csv.DictReader(open(log))) if log.exists() else []
+        for file in sorted(log.parent.glob("fid-*.json"), key=lambda f: int(f.stem[4:])):
+            result, seen = json.loads(file.read_text()), epochs[: int(file.stem[4:])]
+            seconds = sum(float(e["seconds"]) for e in seen)
+            threads = re.search(r"\((\d+) threads\)", result["device"])
+            rows.append({
+                "script": s.NAME, "epochs": len(seen), "fid": result["drawn"]["fid"]["mean"],
+                "images": round(sum(float(e["seconds"]) * float(e["images/s"]) for e in seen)),
+                "core-hours": seconds / 3600 * int(threads[1] if threads else 1)})
+            print("  ".join(f"{k} {v:.4g}" if k != "script" else v for k, v in rows[-1].items()))
+    data.save(out / "curve.json", lambda file: file.write(json.dumps({"curve": rows}, indent=1).encode()))
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return print("no picture of it: matplotlib is not installed")
+    figure, axes = pyplot.subplots(1, 2, sharey=True, figsize=(8, 3), layout="constrained")
+    for axis, of, unit in zip(axes, ("images", "core-hours"), ("images seen", "core-hours"), strict=True):
+        for name in dict.fromkeys(row["script"] for row in rows):
+            points = [(row[of], row["fid"]) for row in rows if row["script"] == name]
+            axis.loglog(*zip(*points, strict=True), "o-", label=name.upper())
+        axis.set(xlabel=unit)
+        axis.grid(True, which="both", alpha=0.3)
+    axes[0].set(ylabel="FID")
+    axes[0].legend()
+    data.save(out / "curve.png", lambda file: figure.savefig(file, format="png", dpi=100))
+    pyplot.close(figure)
 
 
 def sheet(path, rows, across, scale=2, margin=60):
@@ -132,7 +168,7 @@ def ship(out):
 
 def main(argv=None):
     p = data.Parser(__doc__)
-    p.add_argument("what", choices=("table", "pictures", "ship"))
+    p.add_argument("what", choices=("table", "curve", "pictures", "ship"))
     p.add_argument("out", type=Path, help="folder of the runs' folders")
     p.add_argument("names", nargs="*", help="the table of these runs alone")
     p.add_argument("--data", default="bloodmnist", help="the real images of the pictures")
@@ -140,6 +176,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.what == "table":
         table(args.out, args.names)
+    elif args.what == "curve":
+        curve(args.out)
     elif args.what == "pictures":
         pictures(args.out, args.data, args.root)
     else:
