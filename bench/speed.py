@@ -36,53 +36,41 @@ import fid
 
 def plain_loader(images, batch_size):
     transform = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])  # uint8 -> PIL -> [0, 1]
-    pairs = [(image, 0) for image in images]
-    return torch.utils.data.DataLoader(
-        pairs,
-        batch_size,
-        shuffle=True,
-        collate_fn=lambda batch: torch.stack([transform(image) for image, _ in batch]),
-    )
+
+    def collate(batch):
+        return torch.stack([transform(image) for image in batch])
+
+    return torch.utils.data.DataLoader(list(images), batch_size, shuffle=True, collate_fn=collate)
 
 
 def plain_step(script, device):
-    """A function that trains on a batch in [0, 1]: the losses are the script's own, the rest is a
-    textbook's."""
+    """A function that trains on a batch in [0, 1]: the script's own losses, the rest a textbook's."""
+    model, rates, betas = script.Model().to(device), (1e-3,), (0.9, 0.999)
     if script is cvae:
-        model = cvae.VAE().to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
-        losses = [(optimizer, lambda x: cvae.objective(model, x, None)[0])]
-    elif script is dcgan:
-        g, d = dcgan.Generator().to(device), dcgan.Discriminator().to(device)
-        g_optimizer = torch.optim.Adam(g.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
-        d_optimizer = torch.optim.Adam(d.parameters(), lr=4e-4, betas=(0.5, 0.999), foreach=False)
+        losses = [lambda x: cvae.objective(model, x, None)[0]]
+    elif script is ddpm:
+        def loss(x):
+            t, epsilon = torch.randint(500, (len(x),), device=device), torch.randn_like(x)
+            return model.diffusion.loss(model, 2 * x - 1, t, epsilon)
+
+        losses = [loss]
+    else:
+        d, rates, betas = dcgan.Discriminator().to(device), (2e-4, 4e-4), (0.5, 0.999)
 
         def draw(x):
-            return dcgan.diffaugment(g(torch.randn(len(x), 100, device=device))).contiguous()
+            return dcgan.diffaugment(model(torch.randn(len(x), 100, device=device))).contiguous()
 
-        losses = [
-            (
-                d_optimizer,
-                lambda x: dcgan.discriminator_loss(
-                    d(dcgan.diffaugment(2 * x - 1).contiguous()), d(draw(x).detach())
-                ),
-            ),
-            (g_optimizer, lambda x: dcgan.generator_loss(d(draw(x)))),
-        ]
-    else:
-        model = ddpm.UNet().to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
-        losses = [
-            (
-                optimizer,
-                lambda x: model.diffusion.loss(
-                    model, 2 * x - 1, torch.randint(500, (len(x),), device=device), torch.randn_like(x)
-                ),
-            )
-        ]
+        def d_loss(x):
+            real = dcgan.diffaugment(2 * x - 1).contiguous()
+            return dcgan.discriminator_loss(d(real), d(draw(x).detach()))
+
+        losses = [lambda x: dcgan.generator_loss(d(draw(x))), d_loss]
+    networks = (model, d) if script is dcgan else (model,)
+    optimizers = [torch.optim.Adam(net.parameters(), lr=lr, betas=betas, foreach=False)
+                  for net, lr in zip(networks, rates, strict=True)]
 
     def step(x):
-        for optimizer, loss in losses:
+        for optimizer, loss in zip(optimizers[::-1], losses[::-1], strict=True):  # the discriminator first
             optimizer.zero_grad()
             loss(x).backward()
             optimizer.step()
@@ -113,22 +101,14 @@ class Bench:
 
     def part(self, n):
         """A data set of the first n images."""
-        path = self.work / f"{n}.npz"
-        x, y = self.images[:n].permute(0, 2, 3, 1).numpy(), self.labels[:n, None].numpy()
+        path, n_of = self.work / f"{n}.npz", {"train": n, "val": 1, "test": 1}
+        both = {"images": self.images.permute(0, 2, 3, 1).numpy(), "labels": self.labels[:, None].numpy()}
         if not path.exists():
-            np.savez(
-                path,
-                **{
-                    f"{s}_{k}": v if s == "train" else v[:1]
-                    for s in data.SPLITS
-                    for k, v in (("images", x), ("labels", y))
-                },
-            )
+            np.savez(path, **{f"{s}_{k}": v[:m] for s, m in n_of.items() for k, v in both.items()})
         return path
 
     def script(self, script, *flags):
-        """Runs a script in a process of its own: what it printed, its seconds; its peak memory in MiB as
-        self.peak."""
+        """Runs a script in a process of its own: what it printed, its seconds; self.peak is its MiB."""
         began, log = time.time(), open(self.work / "log", "w+")
         command = [sys.executable, "-W", "ignore", f"{script.NAME}.py", "--device", self.args.device, *flags]
         command = [str(part) for part in command]
@@ -163,20 +143,16 @@ class Bench:
         row |= {"what": what, "unit": unit, "ratio": mean(faster), "spread": spread, "peak MiB": self.peak}
         self.rows.append(row)
         self.peak = 0
-        print(
-            f"{what}: {mean(row['plain']):.4g} -> {mean(row['this']):.4g} {unit}, {row['ratio']:.3g} x",
-            flush=True,
-        )
+        text = f"{mean(row['plain']):.4g} -> {mean(row['this']):.4g} {unit}, {row['ratio']:.3g} x"
+        print(f"{what}: {text}", flush=True)
 
     def run(self):
         many, few, lot = (len(self.images), 2000, 10000) if self.gpu else (512, 8, 128)
         for script in (cvae, dcgan, ddpm):
             self.compare(
-                f"training the {script.NAME.upper()}",
-                "images/s",
+                f"training the {script.NAME.upper()}", "images/s",
                 lambda s=script: plain_training(s, self.images[:many], self.args.device),
-                lambda s=script: self.trained(s, many),
-            )
+                lambda s=script: self.trained(s, many))
         model = ddpm.load(device=self.args.device)
 
         def all_steps():
@@ -184,34 +160,24 @@ class Bench:
             ddpm.sample(model, few, dtype="fp32", steps=0, batch=few)
             return few / (time.time() - began)
 
-        self.compare(
-            "sampling from the DDPM: all T steps against the solver's",
-            "images/s",
-            all_steps,
-            lambda: self.drawn(ddpm, lot, "--ckpt", "checkpoints/ddpm.pt"),
-        )
+        self.compare("sampling from the DDPM: all T steps against the solver's", "images/s", all_steps,
+                     lambda: self.drawn(ddpm, lot, "--ckpt", "checkpoints/ddpm.pt"))
         self.measuring(self.images[: 2000 if self.gpu else 64], 100 if self.gpu else 8)
         whole = len(self.images) if self.gpu else 2048
-        start, steps, sizes = ("--epochs", 1, "--out", self.work / "start"), (5, 10, 20, 50), (32, 128, 512)
+        start = ("--epochs", 1, "--out", self.work / "start")
         growth = {
-            "CVAE, seconds an epoch against images": {
-                n: n / self.trained(cvae, n) for n in (whole // 4, whole // 2, whole)
-            },
-            "CVAE, images/s against batch size": {
-                b: self.trained(cvae, 1024, "--batch-size", b) for b in sizes
-            },
-            "DDPM, images/s drawn against steps": {
-                n: self.drawn(ddpm, lot // 2, "--steps", n) for n in steps
-            },
-            "start to the end of one step, s": {
-                s.NAME: self.train(s, 128, *start)[1] for s in (cvae, dcgan, ddpm)
-            },
-        }
+            "CVAE, seconds an epoch against images":
+                {n: n / self.trained(cvae, n) for n in (whole // 4, whole // 2, whole)},
+            "CVAE, images/s against batch size":
+                {n: self.trained(cvae, 1024, "--batch-size", n) for n in (32, 128, 512)},
+            "DDPM, images/s drawn against steps":
+                {n: self.drawn(ddpm, lot // 2, "--steps", n) for n in (5, 10, 20, 50)},
+            "start to the end of one step, s":
+                {s.NAME: self.train(s, 128, *start)[1] for s in (cvae, dcgan, ddpm)}}
         self.growth = {title: {k: round(v, 2) for k, v in values.items()} for title, values in growth.items()}
 
     def measuring(self, images, batch):
-        """Features and distance against pytorch-fid; the weights are random, speed does not depend on
-        them."""
+        """Features and distance against pytorch-fid; with random weights, which cost as much as any."""
         import pytorch_fid.fid_score
         import pytorch_fid.inception as reference
 
@@ -237,38 +203,23 @@ class Bench:
             with mock.patch.object(fid, "network", lambda *a: net):
                 fid.features(images, dims, "", device)
 
-        self.compare(
-            f"FID-{dims}: features, pytorch-fid against fid.py, batches of {batch}",
-            "images/s",
-            lambda: len(images) / timed(reference_features),
-            lambda: len(images) / timed(features),
-        )
+        self.compare(f"FID-{dims}: features, pytorch-fid against fid.py, batches of {batch}", "images/s",
+                     lambda: len(images) / timed(reference_features), lambda: len(images) / timed(features))
         x, y = np.random.default_rng(0).normal(size=(2, 10000, dims))
         moments, root = [*fid.statistics(x), *fid.statistics(y)], fid.sqrtm
         as_before = lambda a, disp=False: (root(a), 0)  # noqa: E731 SciPy 1.18 has no disp
         with mock.patch.object(pytorch_fid.fid_score.linalg, "sqrtm", as_before):
             self.compare(
-                f"FID-{dims}: the distance",
-                "s",
+                f"FID-{dims}: the distance", "s",
                 lambda: timed(lambda: pytorch_fid.fid_score.calculate_frechet_distance(*moments)),
-                lambda: timed(lambda: fid.frechet_distance(*moments)),
-            )
+                lambda: timed(lambda: fid.frechet_distance(*moments)))
 
     def write(self):
         name = torch.cuda.get_device_name() if self.gpu else f"{torch.get_num_threads()} CPU threads"
-        about = {
-            "device": name,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-            "rounds": self.args.rounds,
-        }
-        lines = [
-            ", ".join(f"{k} {v}" for k, v in about.items()),
-            "",
-            "| | plain loop | this | ratio ± spread | peak MiB |",
-            "|---|---|---|---|---|",
-        ]
+        about = {"device": name, "torch": torch.__version__, "torchvision": torchvision.__version__,
+                 "python": platform.python_version(), "rounds": self.args.rounds}
+        lines = [", ".join(f"{k} {v}" for k, v in about.items()), "",
+                 "| | plain loop | this | ratio ± spread | peak MiB |", "|---|---|---|---|---|"]
         for r in self.rows:
             plain, this = (f"{mean(r[k]):.4g} {r['unit']}" for k in ("plain", "this"))
             ratio = f"**{r['ratio']:.3g} ± {r['spread']:.1g}**"
