@@ -32,7 +32,7 @@ def table(out, names):
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
         groups.setdefault(file.parent.name.split("-seed")[0], []).append(json.loads(file.read_text()))
-    head = "| run | epochs | FID | KID | precision | recall | images | features | ± is the spread of | device |"
+    head = "| run | epochs | FID | KID | precision | recall | images | features | ± is the spread of | on |"
     lines = [head, "|---" * 10 + "|"]
     for name, results in groups.items():
         if names and name not in names:
