@@ -14,18 +14,16 @@ import platform
 import sys
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
 from scipy.linalg import sqrtm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import inception
 from tqdm import tqdm
 
 import data
@@ -33,7 +31,7 @@ import data
 LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
-        "imagenet": inception.Inception_V3_Weights.IMAGENET1K_V1.url}
+        "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
 MEASURES = ("fid", "kid", "precision", "recall")
 
 
@@ -130,23 +128,16 @@ class WithoutPadding(nn.Module):
         return x / F.avg_pool2d(torch.ones_like(x[:1, :1]), 3, stride=1, padding=1)
 
 
-class LastBlock(inception.InceptionE):
-    def _forward(self, x):
-        return [*super()._forward(x)[:-1], self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))]
-
-
 def network(dims=2048, weights="fid"):
     """Inception up to the block of `dims` features, in eval mode, the BatchNorm folded into the convolutions.
 
     Maps float (B, 3, 299, 299) in [-1, 1] to (B, dims, h, w). weights: "fid", "imagenet" (torchvision's own
     network) or the path of a state dict with torchvision's names. Raises ValueError for a layer that is
     missing or misshapen, FileNotFoundError."""
-    state = read_weights(weights)
+    from torchvision.models import inception  # takes two seconds: only who measures waits for them
+    state, net = read_weights(weights), nn.Sequential()
     with torch.device("meta"):  # built without memory, then filled
-        whole = torchvision.models.inception_v3(aux_logits=False, init_weights=False)
-        if weights != "imagenet":
-            whole.Mixed_7c = LastBlock(2048)
-    net = nn.Sequential()
+        whole = inception.Inception3(aux_logits=False, init_weights=False)
     for name, layer in whole.named_children():
         net.add_module(name, layer)
         if name == LAST[dims]:
@@ -160,8 +151,11 @@ def network(dims=2048, weights="fid"):
     for block in list(net.eval().modules()):
         if isinstance(block, inception.BasicConv2d):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
-        elif hasattr(block, "branch_pool") and weights != "imagenet" and not isinstance(block, LastBlock):
+        elif hasattr(block, "branch_pool") and weights != "imagenet":
             block.branch_pool = nn.Sequential(WithoutPadding(), block.branch_pool)
+    if dims == 2048 and weights != "imagenet":
+        last, pool, forward = net[-1], net[-1].branch_pool[1], net[-1]._forward
+        last._forward = lambda x: [*forward(x)[:-1], pool(F.max_pool2d(x, 3, stride=1, padding=1))]
     return net.requires_grad_(False)
 
 
@@ -288,7 +282,7 @@ def protocol(draw, real, runs=5, n=None, seed=100, dims=2048, weights="fid", dev
         result[title] = {k: summary([row[k] for row in values]) for k in MEASURES if values}
         if values:
             print(f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in result[title].items()))
-    versions = {m.__name__: m.__version__ for m in (torch, torchvision, np, scipy)}
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "scipy")}
     threads = f"{device} ({torch.get_num_threads()} threads)"
     return result | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
                      "versions": {"python": platform.python_version(), **versions}}
