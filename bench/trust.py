@@ -209,10 +209,11 @@ def scarce(args):
             x, y = x.permute(0, 2, 3, 1).numpy(), y[:, None].numpy()
             arrays |= {f"{split}_images": x, f"{split}_labels": y}
         data.save(out / "data.npz", lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
-        flags = f"--data {out / 'data.npz'} --split train --classes --unet patches --epochs {args.epochs}"
+        flags = f"--data {out / 'data.npz'} --split train --classes --unet patches --batch-size 64"
+        flags += f" --epochs {args.epochs} --device {args.device} --out {out}"
         resume = " --resume" if (out / "ckpt.pt").exists() else ""
         with contextlib.redirect_stdout(sys.stderr):
-            ddpm.main(f"{flags} --device {args.device} --out {out}{resume}".split())
+            ddpm.main((flags + resume).split())
         drawn = ddpm.sample(ddpm.load(out / "model.pt", args.device), 500, k)
         data.save_grid(out / "drawn.png", drawn)
         again = few[torch.arange(500) % n]
