@@ -1896,6 +1896,9 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
             assert len(values) == 5 and text in texts and result["command"] in texts, file
             if (script := HERE / f"{file.stem}.py").exists():
                 assert text in script.read_text().split('"""')[1] and text in readme, file
+        elif result.get("what") in ("cas", "scarce"):
+            found = re.findall(r'"all": \{.*?"text": "(.*?)"', json.dumps(result, ensure_ascii=False))
+            assert len(found) >= 2 and all(f"**{text}**" in texts for text in found), file
         else:  # of bench.trust
             shown = [v["all"] for v in result.values() if isinstance(v, dict) and "all" in v]
             shown += [v for k, v in result.items() if k.startswith("share")]
