@@ -972,97 +972,46 @@ def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
     assert not (tmp_path / "model.pt").exists()
 
 
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (["--epochs", "0"], "--epochs"),
-        (["--epochs", "many"], "many"),
-        (["--lr", "-1"], "--lr"),
-        (["--lr", "nan"], "--lr"),
-        (["--batch-size", "1.5"], "1.5"),
-        (["--epochs", str(10**30)], "--epochs"),
-        (["--batch-size", "0"], "--batch-size"),
-        (["--seed", "-1"], "--seed"),
-        (["--size", "29"], "--size"),
-        (["--fid-runs", "-1"], "--fid-runs"),
-        (["--fid-samples", "1"], "--fid-samples"),
-        (["--split", "none"], "--split"),
-        (["--label", "6"], "--label does nothing"),
-        (["--png"], "--png does nothing"),
-        (["--sample", str(10**12)], "--sample"),
-        (["--dtype", "fp64"], "--dtype"),
-        (["--weights"], "--weights"),
-        (["--device", "cuda:77"], "cuda:77"),
-        (["--device", "abacus"], "abacus"),
-        (["--dims", "100"], "--dims"),
-        (["--sample", "0"], "--sample"),
-        (["--ckpt", "x.pt"], "--ckpt does nothing"),
-        (["--frobnicate"], "frobnicate"),
-        (["--sample", "4", "--lr", "0.1"], "--lr does nothing where nothing is trained"),
-        (["--sample", "4", "--resume"], "--resume"),
-        (["--sample", "4", "--epoch", "3"], "--epoch"),
-        (["--ckpt", "x.pt", "--fid-runs", "1", "--lr", "0.1"], "--lr does nothing where nothing is trained"),
-        (["--ckpt", "x.pt", "--fid-runs", "1", "--label", "6"], "--label does nothing without --sample"),
-    ],
-)
-def test_bad_usage_is_one_line_and_exit_2_before_anything_is_written(argv, words, tmp_path, capsys):
+BAD_USAGE = """--epochs 0; --epochs many; --epochs 1000000000000000000; --lr -1; --lr nan; --batch-size 1.5
+--batch-size 0; --seed -1; --size 29; --fid-runs -1; --fid-samples 1; --split none; --sample 0; --dims 100
+--sample 1000000000000; --dtype fp64; --weights; --device cuda:77; --device abacus; --frobnicate
+--png does nothing; --label 6 does nothing; --ckpt x.pt does nothing; --sample 4 --epoch 3
+--sample 4 --resume; --sample 4 --lr 0.1 does nothing where nothing is trained
+--ckpt x.pt --fid-runs 1 --lr 0.1 does nothing where nothing is trained
+--ckpt x.pt --fid-runs 1 --label 6 does nothing without --sample"""
+
+
+@pytest.mark.parametrize("line", re.split("; |\n", BAD_USAGE))
+def test_bad_usage_is_one_line_and_exit_2_before_anything_is_written(line, tmp_path, capsys):
+    """A command line with what is said of its last flag."""
+    argv, *said = line.split(" does ")
+    last = re.findall(r"--[a-z-]+", argv)[-1]
     for script in SCRIPTS:
         with pytest.raises(SystemExit) as stop:
-            script.main([*argv, "--out", str(tmp_path / "out")])
+            script.main(words(argv, "--out", tmp_path / "out"))
         error = capsys.readouterr().err
-        assert stop.value.code == 2 and words in error and "--help" in error and error.count("\n") == 1
+        assert stop.value.code == 2 and " does ".join([last, *said]) in error
+        assert "--help" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "script, argv",
-    [
-        (script, flag.split())
-        for script, flags in {
-            cvae: (
-                "--latent-dim 0",
-                "--latent-dim 100000",
-                "--kl-weight -1",
-                "--kl-weight nan",
-                "--prior flat",
-                "--decoder x",
-                "--likelihood x",
-            ),
-            dcgan: (
-                "--latent-dim 0",
-                "--label-smoothing 0.6",
-                "--g-steps 0",
-                "--start 4",
-                "--d-norm x",
-                "--d-lr inf_",
-                "--ema 2",
-                "--batch-size 1",
-            ),
-            ddpm: (
-                "--timesteps 1",
-                "--timesteps 100000",
-                "--steps 501",
-                "--steps -1",
-                "--eta 1.1",
-                "--guidance -1",
-                "--unet x",
-                "--predict x",
-                "--schedule x",
-                "--decay x",
-                "--optimizer x",
-                "--muon-lr -1",
-                "--ema -0.1",
-                "--compile maybe",
-            ),
-        }.items()
-        for flag in flags
-    ],
-)
-def test_wrong_values_of_each_scripts_own_flags(script, argv, tmp_path, capsys):
+OWN = {
+    cvae: "--latent-dim 0; --latent-dim 100000; --kl-weight -1; --kl-weight nan; --prior flat; --decoder x; "
+    "--likelihood x",
+    dcgan: "--latent-dim 0; --label-smoothing 0.6; --g-steps 0; --start 4; --d-norm x; --d-lr inf_; --ema 2; "
+    "--batch-size 1",
+    ddpm: "--timesteps 1; --timesteps 100000; --steps 501; --steps -1; --eta 1.1; --guidance -1; --unet x; "
+    "--predict x; --schedule x; --decay x; --optimizer x; --muon-lr -1; --ema -0.1; --compile maybe",
+}
+
+
+@pytest.mark.parametrize("script, line", [(s, line) for s in OWN for line in OWN[s].split("; ")])
+def test_wrong_values_of_each_scripts_own_flags(script, line, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        script.main([*argv, "--out", str(tmp_path / "out")])
+        script.main(words(line, "--out", tmp_path / "out"))
     error = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and argv[0] in error and argv[1] in error and not (tmp_path / "out").exists()
+    assert stop.value.code == 2 and all(word in error for word in line.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_model_cannot_do_is_told_in_a_line(tmp_path, small, capsys):
