@@ -67,19 +67,21 @@ def statistics(x):
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"statistics need two rows of features or more, these are {x.shape}")
     if len(x) <= x.shape[1]:
-        warn_of_few(*x.shape)
+        warn(f"{len(x)} images for {x.shape[1]} dimensions: the covariance is singular and the FID too high; "
+             "compare it only with FIDs of as many images")
     return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1)
 
 
 @functools.cache  # once is enough
-def warn_of_few(n, dims):
-    warnings.warn(f"{n} images for {dims} dimensions: the covariance is singular and the FID too high; "
-                  "compare it only with FIDs of as many images", stacklevel=3)
+def warn(text):
+    warnings.warn(text, stacklevel=3)
 
 
 def kernel_distance(a, b, subsets=100, size=1000, seed=0):
     """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD with
     the kernel (x·y / D + 1)^3. Unlike the FID's, its mean does not depend on the number of images."""
+    if min(len(a), len(b)) < size:
+        warn(f"KID over subsets of {min(len(a), len(b))}, not {size}: there are no more images")
     rng, size, values = np.random.default_rng(seed), min(size, len(a), len(b)), []
     for _ in range(subsets):
         x, y = (torch.as_tensor(z[rng.choice(len(z), size, replace=False)]).double() for z in (a, b))
@@ -106,9 +108,9 @@ def precision_recall(real, fake, k=3, block=1000):
 
 def measures(real, fake):
     """All of them of two sets of features (N, D), as a dict."""
-    precision, recall = precision_recall(real, fake)
-    return {"fid": frechet_distance(*statistics(real), *statistics(fake)),
-            "kid": kernel_distance(real, fake)[0], "precision": precision, "recall": recall}
+    (kid, kid_std), (precision, recall) = kernel_distance(real, fake), precision_recall(real, fake)
+    return {"fid": frechet_distance(*statistics(real), *statistics(fake)), "kid": kid, "kid_std": kid_std,
+            "precision": precision, "recall": recall}
 
 
 def fid(images_a, images_b, dims=2048, weights="fid", device=None):
@@ -203,8 +205,9 @@ def features(images, dims=2048, weights="fid", device=None):
     out = [torch.zeros(len(x), dims, device=device) for x in chunks]
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # it would round
-    wait = 0 if sys.stderr.isatty() else 60  # no terminal: a line a minute
-    bar = tqdm(range(rank, len(chunks), world), "Inception", leave=False, delay=wait, mininterval=wait)
+    wait = {} if sys.stderr.isatty() else {  # no terminal: a line a minute
+        "delay": 60, "mininterval": 60, "bar_format": "{desc}: {percentage:.0f} %, {remaining} left\n"}
+    bar = tqdm(range(rank, len(chunks), world), "Inception", leave=False, **wait)
     try:
         for i in bar:
             x = chunks[i].to(device)
@@ -353,7 +356,9 @@ def main(argv=None):
         return data.save(args.save_stats, lambda file: np.savez_compressed(
             file, mu=mu, sigma=sigma, weights=file_hash(args.weights)))
     result = measures(kept[1], kept[0]) if len(kept) == 2 else {"fid": frechet_distance(*stats[0], *stats[1])}
-    line = "  ".join(f"{k.upper() if k[1:] == 'id' else k} {v:.4g}" for k, v in result.items())
+    line = f"FID {result['fid']:.4g}" + (
+        "  KID {kid:.4g} ± {kid_std:.2g}  precision {precision:.4g}  recall {recall:.4g}".format(**result)
+        if "kid" in result else "")
     result |= {"a": args.a, "b": args.b, "images": counts, "dims": args.dims,
                "weights": Path(args.weights).name, "weights_sha256": file_hash(args.weights)}
     print(json.dumps(result, indent=1) if args.json else

@@ -49,7 +49,7 @@ needs_data = pytest.mark.skipif(
     not (ROOT / "bloodmnist.npz").is_file(), reason=f"no bloodmnist.npz in {ROOT}"
 )
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason="no Inception weights; set FID_WEIGHTS to a file")
-quiet = "ignore:.*the covariance is singular", "ignore:The `disp` argument", "ignore:.*is not split"
+quiet = "ignore:.*the covariance is singular", "ignore:KID over", "ignore:The `disp`", "ignore:.*is not split"
 pytestmark = pytest.mark.filterwarnings(*quiet)
 
 
@@ -1328,7 +1328,9 @@ def test_kid_is_the_double_loop():
 
     xx, yy = (np.mean([kernel(z[i], z[j]) for i in range(30) for j in range(30) if i != j]) for z in (x, y))
     expected = xx + yy - 2 * np.mean([kernel(a, b) for a in x for b in y])
-    mean, std = fid.kernel_distance(x, y, subsets=3, size=1000)  # of fewer images, all
+    fid.warn.cache_clear()
+    with pytest.warns(UserWarning, match="subsets of 30, not 1000"):
+        mean, std = fid.kernel_distance(x, y, subsets=3, size=1000)  # of fewer images, all
     assert mean == pytest.approx(expected) and std == pytest.approx(0, abs=1e-9)
 
 
@@ -1449,7 +1451,7 @@ def test_images_that_are_refused(images, words):
 
 
 def test_too_few_images_are_warned_of(recwarn):
-    fid.warn_of_few.cache_clear()
+    fid.warn.cache_clear()
     with pytest.warns(UserWarning, match="5 images for 10 dimensions.*too high"):
         fid.statistics(np.random.default_rng(0).random((5, 10)))
     recwarn.clear()
@@ -1483,7 +1485,7 @@ def test_fid_command_on_names_files_and_folders(tmp_path, small, stem_file, comm
     assert value["fid"] == pytest.approx(expected, rel=1e-3) and value["images"] == [60, 60]
     line = command(fid, tmp_path / "samples.npz", tmp_path / "folder")  # the features were kept
     assert re.fullmatch(
-        r"FID [\d.]+  KID [-\d.]+  precision \S+  recall \S+  \(.*64 features, weights stem.pth\)\n", line
+        r"FID [\d.]+  KID \S+ ± \S+  precision \S+  recall \S+  \(.*64 features, weights stem.pth\)\n", line
     )
     assert len(list((tmp_path / "cache").iterdir())) == 2
     with pytest.raises(data.UsageError, match="cells"):
@@ -1594,8 +1596,16 @@ def test_neighbours_find_copies(tmp_path, command):
     with Image.open(tmp_path / "cache" / "neighbours.png") as picture:
         assert picture.size == (8 * 87 + 3, 2 * 87 + 3)
     big = fake_set(tmp_path / "big.npz", size=32)
-    with pytest.raises(data.UsageError, match="32, 32"):  # before any feature is computed
-        command(trust, "neighbours", big, real)
+    with mock.patch.object(fid, "features"), pytest.raises(data.UsageError, match="32, 32"):
+        command(trust, "neighbours", big, real)  # before any feature is computed
+    (tmp_path / "pictures").mkdir()
+    for i in range(50):
+        Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(tmp_path / "pictures" / f"{i:02}.png")
+    again = json.loads(command(trust, "neighbours", tmp_path / "pictures", real))
+    assert {k: v for k, v in again.items() if k != "a"} == {k: v for k, v in result.items() if k != "a"}
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "pictures" / "x.png")
+    with pytest.raises(data.UsageError, match="2 sizes"):
+        command(trust, "neighbours", tmp_path / "pictures", real)
 
 
 def shades(path):

@@ -45,9 +45,17 @@ def features(args, images):
     return fid.kept_features(images, args.dims, args.weights, args.device, folder=args.cache)
 
 
+def drawn_images(args):
+    """Those of A, which are of one size."""
+    images = fid.read_images(args.a, args.root)
+    if isinstance(images, list) and len(images) > 1:
+        raise data.UsageError(f"{args.a} holds pictures of {len(images)} sizes")
+    return images[0] if isinstance(images, list) else images
+
+
 def labelled(args):
     """Images and labels of A."""
-    images = fid.check_images(fid.read_images(args.a, args.root))
+    images = drawn_images(args)
     try:
         with np.load(args.a, allow_pickle=False) as file:
             labels = file["labels"] if "images" in file else data.load(args.a)[1].numpy()
@@ -85,11 +93,11 @@ def floors(args):
 def neighbours(args):
     """The distance, in features, from each image of A to the nearest of B's train part, beside the same for
     B's test part. Writes the eight closest pairs to <cache>/neighbours.png."""
-    images = fid.check_images(fid.read_images(args.a, args.root))
+    images, shape = drawn_images(args), data.load(args.b, args.root, "train")[0].shape
+    if images.shape[1:] != shape[1:]:
+        raise data.UsageError(f"{args.a} holds {[*images.shape[1:]]}, {args.b} {[*shape[1:]]}")
     real = Real(args, args.b)
     (train, _, near), held_out = real.parts["train"], real.parts["test"][2]
-    if images.shape[1:] != train.shape[1:]:
-        raise data.UsageError(f"{args.a} holds {[*images.shape[1:]]}, {args.b} {[*train.shape[1:]]}")
     drawn = torch.from_numpy(features(args, images))
     (near, which), (usual, _) = (torch.cdist(x, near).min(1) for x in (drawn, held_out))
     closest = near.argsort()[:8]
