@@ -103,23 +103,22 @@ def sheet(path, rows, across, scale=2, margin=60):
     print(path)
 
 
-def draw(script, model, labels, seed=0):
+def draw(script, model, n, labels=None, seed=0):
     steps = {"steps": min(30, model.diffusion.T)} if script is ddpm else {}
-    return script.sample(model, len(labels), labels if model.classes else None, seed, **steps)
+    return script.sample(model, n, labels if model.classes else None, seed, **steps)
 
 
 def pictures(out, source, root):
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
     images, labels = data.load(source, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    mixed = labels[order[:32]]
-    cells = {"real": images[order[:32]]} | {s.NAME: draw(s, m, mixed) for s, m in models.items()}
+    cells = {"real": images[order[:32]]} | {s.NAME: draw(s, m, 32) for s, m in models.items()}
     sheet(out / "cells.png", cells, 16)
     typed = {s: m for s, m in models.items() if m.classes}
     if typed:
         rows = {}
         for k, name in enumerate(next(iter(typed.values())).classes):
-            drawn = [draw(s, m, torch.full((5,), k)) for s, m in typed.items()]
+            drawn = [draw(s, m, 5, torch.full((5,), k)) for s, m in typed.items()]
             rows[name] = torch.cat([images[order][labels[order] == k][:5], *drawn])
         sheet(out / "types.png", rows, 5 * (1 + len(typed)))
     if ddpm in models:
@@ -128,7 +127,7 @@ def pictures(out, source, root):
             model, seen = models[ddpm], []
             predict = model.diffusion.predict
             model.diffusion.predict = lambda *a, p=predict, seen=seen: seen.append(p(*a)) or seen[-1]
-            draw(ddpm, model, torch.tensor([seed]), seed)
+            draw(ddpm, model, 1, torch.tensor([seed]), seed)
             model.diffusion.predict = predict
             shown = torch.linspace(0, len(seen) - 1, 15).round().long().tolist()
             strips[str(seed)] = torch.cat([ddpm.from_model(seen[i]) for i in shown])
