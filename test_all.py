@@ -818,7 +818,7 @@ def test_losses_fall_on_real_cells(tmp_path, script, epochs, column):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_train_measure_and_draw(script, tmp_path, small, stem_file):
     out = tmp_path / "runs" / "a"
-    measure = f"--fid-runs 2 --fid-samples 70 --dims 64 --weights {stem_file}"
+    measure = f"--fid-runs 2 --fid-samples 40 --dims 64 --weights {stem_file}"
     first = run(script, f"--data {small} --epochs 2 --out {out} --classes {SMALL[script]} {measure}")
     printed = first.stdout.splitlines()
     assert (
@@ -837,14 +837,14 @@ def test_train_measure_and_draw(script, tmp_path, small, stem_file):
 
     result = json.loads((out / "fid.json").read_text())
     values = [r["fid"] for r in result["runs"]]
-    assert [r["seed"] for r in result["runs"]] == [100, 200] and result["images"] == 70
+    assert [r["seed"] for r in result["runs"]] == [100, 200] and result["images"] == 40
     assert result["drawn"]["fid"]["mean"] == pytest.approx(np.mean(values))
     assert result["drawn"]["fid"]["std"] == pytest.approx(np.std(values, ddof=1))
     assert (
         f"drawn: fid {result['drawn']['fid']['text']}  kid" in first.stdout and "64 features" in first.stdout
     )
     assert "floor: fid" in first.stdout and f"against {small} all 28" in first.stdout
-    assert result["floor"]["fid"]["mean"] < result["drawn"]["fid"]["mean"] and result["others"] == 42
+    assert result["floor"]["fid"]["mean"] < result["drawn"]["fid"]["mean"] and result["others"] == 40
     assert (
         result["data"] == small
         and result["trained"]["epochs"] == 2
@@ -1666,7 +1666,7 @@ def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, stem_
         DIMS="64",
         WEIGHTS=stem_file,
         DEVICE="cpu",
-        FID_SAMPLES="70",
+        FID_SAMPLES="30",
         CVAE="--classes",
         DCGAN="--classes",
         DDPM="--classes --unet patches --timesteps 3 --steps 2",
@@ -1684,7 +1684,7 @@ def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, stem_
     for script in SCRIPTS:
         value = json.loads((out / script.NAME / "fid.json").read_text())["drawn"]["fid"]["text"]
         assert re.search(
-            rf"^\| {script.NAME} \| 1 \| \*\*{value}\*\* .*2 x 70 \| 64, stem.pth \| sampling", table, re.M
+            rf"^\| {script.NAME} \| 1 \| \*\*{value}\*\* .*2 x 30 \| 64, stem.pth \| sampling", table, re.M
         )
     assert table in first
     for name, size in (("cells", (60 + 16 * 58, 4 * (2 * 58 + 6))), ("types", (60 + 20 * 58, 8 * (58 + 6)))):
