@@ -9,8 +9,8 @@ together a bound of the data's likelihood.
     python cvae.py --paper                  train with the paper's settings
     python cvae.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std
 
-Measured: FID-768 0.4109 ± 0.0087 after 26 epochs (five draws of 2,000 cells; two CPU cores,
-torch 2.15.0). README.md says what the figure means, RESULTS.md by which commands it came about.
+Measured: FID-768 0.4216 ± 0.0078 after 26 epochs (five draws of 2,000 cells; a CPU core,
+torch 2.14.1). README.md says what the figure means, RESULTS.md by which commands it came about.
 """
 import json
 import math
