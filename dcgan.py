@@ -204,15 +204,16 @@ def train(args):
         for step, x, y in batches:
             real = to_model(x)
             with data.autocast(args.device, args.dtype):
-                fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y).detach()
-                logits = discriminator(view(real), y).float(), discriminator(view(fake), y).float()
+                fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
+                logits = (discriminator(view(image), y).float() for image in (real, fake.detach()))
                 d_loss = discriminator_loss(*logits, args.label_smoothing)
             d_optimizer.zero_grad()
             d_loss.backward()
             d_optimizer.step()
-            for _ in range(args.g_steps):
+            for k in range(args.g_steps):
                 with data.autocast(args.device, args.dtype):
-                    fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
+                    if k:  # the first step learns from the images that the discriminator has just seen
+                        fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
                     g_loss = generator_loss(discriminator(view(fake), y).float())
                 g_optimizer.zero_grad()
                 g_loss.backward()
