@@ -86,11 +86,12 @@ case $mode in
     report {cvae,dcgan,ddpm}-{fp32,bf16} ;;
   recipe)
     export SPLIT=${SPLIT:-train} EPOCHS=${EPOCHS:-4} FID_RUNS=1 FID_SAMPLES=${FID_SAMPLES:-1000}
-    recipe() { run ddpm "recipe-$1" --unet patches --classes --fid-seed 0 "${@:2}"; }
-    recipe adam --optimizer adam
-    for lr in 0.01 0.02; do recipe muon-$lr --muon-lr $lr; done
-    for batch in 32 64; do recipe batch-$batch --batch-size $batch; done
-    report recipe-{adam,muon-0.01,muon-0.02,batch-32,batch-64} ;;
+    recipe() { run "$1" "recipe-$1-$2" --classes --fid-seed 0 "${@:3}"; }
+    for optimizer in adam muon; do recipe cvae $optimizer --optimizer $optimizer; done
+    for optimizer in adam muon; do recipe ddpm $optimizer --unet patches --optimizer $optimizer; done
+    for lr in 0.005 0.01; do recipe ddpm muon-$lr --unet patches --muon-lr $lr; done
+    for batch in 32 64; do recipe ddpm batch-$batch --unet patches --batch-size $batch; done
+    report recipe-cvae-{adam,muon} recipe-ddpm-{adam,muon,muon-0.005,muon-0.01,batch-32,batch-64} ;;
   curve)
     for epochs in ${STAGES:-5 10 20 40 80 160}; do
       for script in cvae dcgan ddpm; do

@@ -997,7 +997,7 @@ def test_bad_usage_is_one_line_and_exit_2_before_anything_is_written(line, tmp_p
 
 OWN = {
     cvae: "--latent-dim 0; --latent-dim 100000; --kl-weight -1; --kl-weight nan; --prior flat; --decoder x; "
-    "--likelihood x",
+    "--likelihood x; --optimizer x; --muon-lr -1",
     dcgan: "--latent-dim 0; --label-smoothing 0.6; --g-steps 0; --start 4; --d-norm x; --d-lr inf_; --ema 2; "
     "--batch-size 1",
     ddpm: "--timesteps 1; --timesteps 100000; --steps 501; --steps -1; --eta 1.1; --guidance -1; --unet x; "
@@ -1804,6 +1804,8 @@ def test_the_plumbing_is_the_same_to_the_letter():
     assert all(len(p) == 2 for p in parts) and parts[0][1] == parts[1][1] == parts[2][1]
     for head, _ in parts:
         assert not re.search(r"^(import|from) (cvae|dcgan|ddpm|bench)", head, re.M)
+    assert inspect.getsource(cvae.Muon) == inspect.getsource(ddpm.Muon)
+    assert inspect.getsource(cvae.orthogonalize) == inspect.getsource(ddpm.orthogonalize)
 
 
 def test_the_readme_links_to_the_lines_it_names():
