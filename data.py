@@ -1,4 +1,4 @@
-"""Images in, files out, and the command line that the scripts share.
+"""Images in, files out, and the flags that the scripts share.
 
     images, labels = data.load("bloodmnist")            # uint8 (17092, 3, 28, 28), int64 (17092,)
     for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): every image
@@ -24,6 +24,10 @@ SPLITS = ("train", "val", "test")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, drawn by the DDPM
 RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
+
+
+class UsageError(ValueError):
+    """A wrong value that the user gave: exit code 2."""
 
 
 # ---- images in ----
@@ -59,18 +63,16 @@ def load(source="bloodmnist", root=None, split="all", size=28):
 
 
 def locate(source, root=None, size=28):
-    """The .npz file of a set: itself, the demo's or <root>/<name>[_<size>].npz, downloaded if it is not
-    there."""
-    if source == "demo" or source.endswith(".npz"):
-        path = DEMO if source == "demo" else Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"no data file at {path}")
-        return path
-    if source not in NAMES:
-        raise UsageError(f"{source!r} is no .npz, no folder, not demo and not one of {', '.join(NAMES)}")
+    """The .npz file of a set: itself or <root>/<name>[_<size>].npz, fetched by medmnist."""
     root = Path(root or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
     path = root / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
-    if not path.is_file():
+    if source not in NAMES:
+        path = DEMO if source == "demo" else Path(source)
+        if path.suffix != ".npz":
+            raise UsageError(f"{source!r} is no .npz, no folder, not demo and not one of {', '.join(NAMES)}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no data file at {path}")
+    elif not path.is_file():
         import medmnist  # here alone: a local file needs numpy only
         info = medmnist.INFO[source]
         try:
@@ -89,11 +91,19 @@ def is_folder(source):
     return source not in (*NAMES, "demo") and Path(source).is_dir()
 
 
+def subfolders(folder):
+    parts = [folder / s for s in SPLITS if (folder / s).is_dir()] or [folder]
+    return sorted({f.name for part in parts for f in part.iterdir() if f.is_dir()}) or ["."]
+
+
+def pictures(folder):
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
+
+
 def load_folder(folder, split, size):
-    """load() of pictures in <class>/ or <split>/<class>/: the centre square, resized with MedMNIST's
-    filter."""
-    names = subfolders(folder)
+    """load() of <class>/ or <split>/<class>/: centre squares, resized with the filter of MedMNIST."""
     parts = [folder / s for s in SPLITS if (folder / s).is_dir() and split in ("all", s)] or [folder]
+    names = subfolders(folder)
     files = [(f, k) for part in parts for k, name in enumerate(names) for f in pictures(part / name)]
     if parts == [folder] and split != "all":
         warnings.warn(f"{folder} is not split: a seeded tenth is val, a fifth is test", stacklevel=3)
@@ -118,13 +128,8 @@ def load_folder(folder, split, size):
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([k for _, k in files])
 
 
-def pictures(folder):
-    return sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in PICTURES)
-
-
 def read_picture(path):
-    """A picture as PIL has it, "L" or "RGB", 8 bits a channel. Raises ValueError for what has no such
-    form."""
+    """A picture as PIL has it, "L" or "RGB", 8 bits a channel; ValueError for what has no such form."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
@@ -136,19 +141,14 @@ def read_picture(path):
         raise ValueError(f"{path} is not a usable picture: {one_line(error)}") from None
 
 
-def subfolders(folder):
-    parts = [folder / s for s in SPLITS if (folder / s).is_dir()] or [folder]
-    return sorted({f.name for part in parts for f in part.iterdir() if f.is_dir()}) or ["."]
-
-
 def classes(source, labels):
-    """{name: images of it} of a set's labels (N,): a folder's subfolders, an .npz's `class_names`, MedMNIST's
-    names, or numbers where there are none."""
-    names, counts = [], labels.bincount().tolist()
+    """{name: images of it} of a set's labels (N,). The names are a folder's subfolders, MedMNIST's, an .npz's
+    `class_names`, or numbers where there are none."""
+    counts = labels.bincount().tolist()
     if is_folder(source):
         names = subfolders(Path(source))
     elif source in NAMES:
-        from medmnist import INFO  # the names are its alone
+        from medmnist import INFO
         names = list(INFO[source]["label"].values())
     else:
         with np.load(locate(source), allow_pickle=False) as file:
@@ -179,37 +179,20 @@ def draw_labels(classes, n, label, seed):
     data's proportions."""
     if torch.is_tensor(label) or not classes and label is None:
         return label
-    counts, label = torch.tensor([*classes.values()]), None if label is None else str(label)
+    counts, names = torch.tensor([*classes.values()]), [*classes]
     if label is None:
         return counts.float().multinomial(n, True, generator=torch.Generator().manual_seed(seed))
-    found = [k for k, name in enumerate(classes) if label in (name, str(k))] or \
-        [k for k, name in enumerate(classes) if label and name.lower().startswith(label.lower())]
-    if len(found) != 1 or not counts[found[0]]:
-        names = [*classes]
+    seen = [k for k, count in enumerate(counts) if count]
+    found = [k for k in seen if str(label) in (names[k], str(k))] or [
+        k for k in seen if names[k].lower().startswith(str(label).lower())]
+    if len(found) != 1:
+        known = " or ".join(f"{k} {names[k]}" for k in found or seen)
         raise UsageError(f"label {label}: " + (
-            "the model was trained without --classes" if not classes else
-            f"not one of {', '.join(names)}, or 0 to {len(names) - 1}" if not found else
-            f"could mean {' or '.join(names[k] for k in found)}" if found[1:] else
-            "the training data held none of it"))
+            f"it can be {known}" if known else "the model was trained without --classes"))
     return torch.full((n,), found[0])
 
 
-def read_torch(path):
-    """What torch.save wrote; weights_only: no file can run code. Raises ValueError where it is damaged or
-    foreign."""
-    try:
-        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums of its zip files
-            with zipfile.ZipFile(path) as file:
-                if damaged := file.testzip():
-                    raise ValueError(f"{damaged} in it is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file at {path}") from None
-    except Exception as error:  # torch.load meets foreign bytes with a dozen types
-        raise ValueError(f"{path} is not a checkpoint or state dict: {one_line(error)}") from None
-
-
-# ---- files out ----
+# ---- files out, and checkpoints in ----
 
 def save(path, write):
     """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
@@ -230,9 +213,23 @@ def save(path, write):
         tmp.unlink(missing_ok=True)
 
 
+def read_torch(path):
+    """What torch.save wrote, which can run no code; ValueError where it is damaged or foreign."""
+    try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums of its zip files
+            with zipfile.ZipFile(path) as file:
+                if damaged := file.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {path}") from None
+    except Exception as error:  # torch.load meets foreign bytes with a dozen types
+        raise ValueError(f"{path} is not a checkpoint or state dict: {one_line(error)}") from None
+
+
 def save_grid(path, images, labels=None, names=()):
-    """A .png of uint8 images, enlarged, in rows of eight: the first 64; with labels, eight a class, named at
-    the left."""
+    """A .png of uint8 images in rows of eight: the first 64, or, with labels, eight a class, named at the
+    left."""
     kinds = [None] if labels is None else labels.unique().tolist()
     rows = images[:64].split(8) if labels is None else [images[labels == k][:8] for k in kinds]
     zoom, left = max(1, 84 // images.shape[3]), 0 if labels is None else 120
@@ -248,29 +245,22 @@ def save_grid(path, images, labels=None, names=()):
 
 
 def save_samples(folder, images, labels=None, names=(), png=False):
-    """samples.npz and samples.png of uint8 (N, C, H, W); with png also a file an image,
-    samples/<class>/<number>.png."""
+    """samples.npz and samples.png of uint8 images (N, C, H, W); png: also samples/<class>/<number>.png."""
     pixels, extra = images.permute(0, 2, 3, 1).numpy(), {}
     if labels is not None:
         extra = {"labels": labels[:, None].numpy(), "class_names": np.array(names)}
     for i, x in enumerate(pixels if png else ()):
-        kind = names[labels[i]].replace("/", "-") if extra else ""
-        image = Image.fromarray(x.squeeze())
-        save(folder / "samples" / kind / f"{i:06}.png", lambda file, image=image: image.save(file, "PNG"))
+        path = folder / "samples" / (names[labels[i]].replace("/", "-") if extra else "") / f"{i:06}.png"
+        save(path, lambda file, x=x: Image.fromarray(x.squeeze()).save(file, "PNG"))
     save_grid(folder / "samples.png", images, labels if extra and len(labels.unique()) > 1 else None, names)
     save(folder / "samples.npz", lambda file: np.savez_compressed(file, images=pixels, **extra))
 
 
 # ---- the command line ----
 
-class UsageError(ValueError):
-    """A wrong value that the user gave: exit code 2."""
-
-
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):  # no "(default: None)"
-        plain = action.default is None or action.default is False
-        return action.help if plain else super()._get_help_string(action)
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -321,20 +311,20 @@ class Parser(argparse.ArgumentParser):
                    *"root device out overwrite paper".split()}
         args.settings = {k: v for k, v in vars(args).items() if k not in
                          drawing | {"epochs", "resume", "compile", "given"}}
-        training = args.given - drawing - {"data", "size", "split", "seed", "dtype"}
-        idle = dict.fromkeys(training if args.sample or args.ckpt else (), "where nothing is trained")
+        training, both = args.given - drawing, {"data", "size", "split", "seed", "dtype"}
+        idle = dict.fromkeys(training - both if args.sample or args.ckpt else (), "where nothing is trained")
         if not args.sample:
             idle |= dict.fromkeys(args.given & {"label", "png"}, "without --sample")
-        if not args.sample and not args.fid_runs:
-            idle |= dict.fromkeys(args.given & {"ckpt"}, "without --sample or --fid-runs")
+            if not args.fid_runs:
+                idle |= dict.fromkeys(args.given & {"ckpt"}, "without --sample or --fid-runs")
         for flag, why in idle.items():
             self.error(f"--{flag.replace('_', '-')} does nothing {why}")
         return args
 
 
 def keep_memory():
-    """Freed memory stays with the process: the next step asks for as much. M_MMAP_MAX and M_TRIM_THRESHOLD of
-    glibc."""
+    """Freed memory stays with the process, since the next step asks for as much: glibc's M_MMAP_MAX and
+    M_TRIM_THRESHOLD."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)
@@ -376,8 +366,7 @@ def one_line(error):
 
 
 def command(main):
-    """Runs main(). What a user can cause ends in one line; exit code 2: bad usage, 1: failure, 130:
-    Ctrl-C."""
+    """Runs main(). What a user can cause ends in one line; exit 2: bad usage, 1: failure, 130: Ctrl-C."""
     script = Path(sys.argv[0]).name
     warnings.formatwarning = lambda message, *args: f"{message}\n"
     try:
