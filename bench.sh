@@ -2,21 +2,17 @@
 # Every figure of the README from one command. What is finished is not done again; what was stopped goes on.
 #
 #   bash bench.sh             train the three models at their defaults, measure each in 5 draws, a table
-#   bash bench.sh paper       the same with the paper's settings (--paper)
-#   bash bench.sh tables      the paper's tables 1 to 3, each row one run
+#   bash bench.sh paper       the same with the paper's settings; tables: its tables 1 to 3, a run a row
 #   bash bench.sh quick       the same path at a few epochs and samples, some minutes on two cores
-#   bash bench.sh precision   trained in fp32 and in bf16, three seeds each: does the FID tell them apart?
-#   bash bench.sh recipe      the rows of RESULTS.md that chose the defaults, each a short training
+#   bash bench.sh precision   fp32 against bf16; recipe: the rows of RESULTS.md that chose the defaults
 #   bash bench.sh curve       how long must one train? each model for ever longer, measured at every stage
 #   bash bench.sh trust       floors; are the drawn cells copies, of their types, of use? hours on two cores
 #   bash bench.sh speed       against the plain loop of a tutorial, about 10 minutes on two cores
-#   bash bench.sh report      only the table and the pictures, of what is there
-#   bash bench.sh ship        checkpoints/ and assets/demo.npz from the trained models
+#   bash bench.sh report      only the table and the pictures; ship: checkpoints/ and assets/demo.npz
 #   RETRAIN=1 bash bench.sh   train anew for each of the five draws: the ± is then the spread of training too
 #
 # Settings come from the environment, each a flag of the scripts: ROOT DATA SPLIT DEVICE EPOCHS DIMS WEIGHTS
-# FID_RUNS FID_SAMPLES STAGES; CVAE, DCGAN and DDPM hold further flags of one script (DDPM="--unet patches"). OUT is
-# the folder of the results (out), PYTHON the interpreter (python).
+# FID_RUNS FID_SAMPLES; CVAE, DCGAN, DDPM: further flags of one script; OUT: the results; STAGES; PYTHON.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -63,15 +59,15 @@ case $mode in
     for script in cvae dcgan ddpm; do run $script paper-$script --paper; done
     report paper-cvae paper-dcgan paper-ddpm ;;
   tables)
-    cvae="--paper --kl-weight 1 --lr 1e-4"                             # table 1
-    for latent in 32 64 128; do run cvae t1-latent$latent $cvae --latent-dim $latent; done
+    cvae="--paper --kl-weight 1 --lr 1e-4"
+    for n in 32 64 128; do run cvae t1-latent$n $cvae --latent-dim $n; done
     for kl in 2 0.75 0.25; do run cvae t1-kl$kl $cvae --kl-weight $kl; done
     for lr in 1e-3 5e-3; do run cvae t1-lr$lr --paper --lr $lr; done
-    run dcgan t2-baseline --paper --label-smoothing 0 --g-steps 1      # table 2
+    run dcgan t2-baseline --paper --label-smoothing 0 --g-steps 1
     for g in 1 3 5; do run dcgan t2-smooth-g$g --paper --g-steps $g; done
     run dcgan t2-lr5e-4 --paper --lr 5e-4 --d-lr 5e-4
-    for latent in 64 128; do run dcgan t2-latent$latent --paper --latent-dim $latent; done
-    export EPOCHS=${EPOCHS:-100}                                       # table 3
+    for n in 64 128; do run dcgan t2-latent$n --paper --latent-dim $n; done
+    export EPOCHS=${EPOCHS:-100}
     for t in 300 500 750 1000; do run ddpm t3-T$t --paper --unet baseline --timesteps $t; done
     run ddpm t3-deeper --paper
     report ;;
@@ -87,31 +83,29 @@ case $mode in
   recipe)
     export SPLIT=${SPLIT:-train} EPOCHS=${EPOCHS:-4} FID_RUNS=1 FID_SAMPLES=${FID_SAMPLES:-1000}
     recipe() { run "$1" "recipe-$1-$2" --classes --fid-seed 0 "${@:3}"; }
-    for optimizer in adam muon; do recipe cvae $optimizer --optimizer $optimizer; done
-    for optimizer in adam muon; do recipe ddpm $optimizer --unet patches --optimizer $optimizer; done
+    for o in adam muon; do
+      recipe cvae $o --optimizer $o
+      recipe ddpm $o --unet patches --optimizer $o
+    done
     for lr in 0.005 0.01; do recipe ddpm muon-$lr --unet patches --muon-lr $lr; done
     for batch in 32 64; do recipe ddpm batch-$batch --unet patches --batch-size $batch; done
-    report recipe-cvae-{adam,muon} recipe-ddpm-{adam,muon,muon-0.005,muon-0.01,batch-32,batch-64} ;;
+    report ;;
   curve)
     for epochs in ${STAGES:-5 10 20 40 80 160}; do
       for script in cvae dcgan ddpm; do
         out=$OUT/curve-$script
-        [ -f "$out/fid-$epochs.json" ] || {
-          rm -f "$out/fid.json"
-          EPOCHS=$epochs FID_RUNS=${FID_RUNS:-1} run $script curve-$script
-          mv "$out/fid.json" "$out/fid-$epochs.json"
-        }
+        [ ! -f "$out/fid-$epochs.json" ] || continue
+        rm -f "$out/fid.json"
+        EPOCHS=$epochs FID_RUNS=${FID_RUNS:-1} run $script curve-$script
+        mv "$out/fid.json" "$out/fid-$epochs.json"
       done
     done
     "$PYTHON" -m bench.report curve "$OUT" ;;
   trust)
     trust() {  # NAME WHAT SETS: into $OUT/NAME.json, unless it is there
-      [ -f "$OUT/$1.json" ] || {
-        "$PYTHON" -m bench.trust "${@:2}" "${where[@]}" "${measure[@]}" --cache "$OUT" > "$OUT/$1.tmp"
-        mv "$OUT/$1.tmp" "$OUT/$1.json"
-      }
-      echo "== $*"
-      cat "$OUT/$1.json"
+      [ ! -f "$OUT/$1.json" ] || { echo "== $OUT/$1.json is finished"; return; }
+      "$PYTHON" -m bench.trust "${@:2}" "${where[@]}" "${measure[@]}" --cache "$OUT" | tee "$OUT/$1.tmp"
+      mv "$OUT/$1.tmp" "$OUT/$1.json"
     }
     mkdir -p "$OUT"
     data=${DATA:-bloodmnist}
@@ -120,7 +114,7 @@ case $mode in
       out=$OUT/trust-$script model=$OUT/$script/model.pt
       [ -f "$model" ] || model=checkpoints/$script.pt
       [ -f "$out/samples.npz" ] || "$PYTHON" $script.py --sample 2048 --ckpt "$model" --out "$out"
-      for what in neighbours classifier cas; do trust $script-$what $what "$out/samples.npz" "$data"; done
+      for what in neighbours cas; do trust $script-$what $what "$out/samples.npz" "$data"; done
     done
     trust scarce scarce "$data" ;;
   speed)

@@ -260,7 +260,8 @@ def save_samples(folder, images, labels=None, names=(), png=False):
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):  # no "(default: None)"
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -279,12 +280,11 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument_group("data, device and files").add_argument
         add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, demo")
         add("--size", type=int, choices=(28, 64, 128, 224), default=28, help="side of the images, pixels")
-        add("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
+        common(add, "root", "device")
         add("--split", choices=(*SPLITS, "all"), default="all", help="the part to learn")
         add("--augment", action="store_true", help="flip and turn the training images at random")
         add("--classes", action="store_true", help="learn the labels as a condition")
         add("--seed", type=number(int, 0, 2**31), default=0, help="of the training, or of --sample")
-        add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
         add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
         add("--out", type=Path, default=Path("out") / name, help="folder of the run")
         add("--resume", action="store_true", help="go on after the last whole epoch that --out holds")
@@ -298,8 +298,7 @@ class Parser(argparse.ArgumentParser):
         add("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
         add("--fid-samples", type=number(int, 2), metavar="N", help="in a draw; else 10000, or all there are")
         add("--fid-seed", type=number(int, 0, 2**31), default=100, help="of the first draw, then 100 more")
-        add("--dims", type=int, choices=(64, 192, 768, 2048), default=2048, help="Inception features")
-        add("--weights", default="fid", help="Inception's weights: fid, imagenet or a file")
+        common(add, "dims", "weights")
         argv = sys.argv[1:] if argv is None else argv
         if "--paper" in argv:
             self.set_defaults(**paper)
@@ -320,6 +319,16 @@ class Parser(argparse.ArgumentParser):
         for flag, why in idle.items():
             self.error(f"--{flag.replace('_', '-')} does nothing {why}")
         return args
+
+
+def common(add, *names):
+    """Adds the flags that are the same wherever they are."""
+    flags = {"root": {"help": "folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist"},
+             "device": {"type": device, "default": "auto", "help": "auto, cpu, cuda, cuda:N or mps"},
+             "dims": {"type": int, "choices": (64, 192, 768, 2048), "default": 2048, "help": "of features"},
+             "weights": {"default": "fid", "help": "Inception's: fid (as pytorch-fid), imagenet or a file"}}
+    for name in names:
+        add(f"--{name}", **flags[name])
 
 
 def keep_memory():

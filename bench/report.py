@@ -160,7 +160,7 @@ def main(argv=None):
     p.add_argument("out", type=Path, help="folder of the runs' folders")
     p.add_argument("names", nargs="*", help="the table of these runs alone")
     p.add_argument("--data", default="bloodmnist", help="the real images of the pictures")
-    p.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    data.common(p.add_argument, "root")
     args = p.parse_args(argv)
     if args.what == "table":
         table(args.out, args.names)

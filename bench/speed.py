@@ -235,9 +235,7 @@ def main(argv=None):
     p = data.Parser(__doc__)
     p.add_argument("out", type=Path, help="folder of the results")
     p.add_argument("--data", default="bloodmnist", help="the images to train on")
-    p.add_argument("--root", help="folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist")
-    p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    p.add_argument("--dims", type=int, choices=fid.LAST, default=768, help="Inception's block")
+    data.common(p.add_argument, "root", "device", "dims")
     p.add_argument("--rounds", type=data.number(int, 1), default=2, help="measurements of each, in turns")
     bench = Bench(p.parse_args(argv))
     try:
