@@ -55,19 +55,19 @@ def table(out, names):
 
 
 def curve(out):
-    """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours."""
+    """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours, at
+    the median rate of the epochs: other work on the machine slows some of them."""
     rows = []
     for s in SCRIPTS:
         log = out / f"curve-{s.NAME}" / "log.csv"
         epochs = list(csv.DictReader(open(log))) if log.exists() else []
         for file in sorted(log.parent.glob("fid-*.json"), key=lambda f: int(f.stem[4:])):
             result, seen = json.loads(file.read_text()), epochs[: int(file.stem[4:])]
-            seconds = sum(float(e["seconds"]) for e in seen)
+            images = round(sum(float(e["seconds"]) * float(e["images/s"]) for e in seen))
+            hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
             threads = re.search(r"\((\d+) threads\)", result["device"])
-            rows.append({
-                "script": s.NAME, "epochs": len(seen), "fid": result["drawn"]["fid"]["mean"],
-                "images": round(sum(float(e["seconds"]) * float(e["images/s"]) for e in seen)),
-                "core-hours": seconds / 3600 * int(threads[1] if threads else 1)})
+            rows.append({"script": s.NAME, "epochs": len(seen), "fid": result["drawn"]["fid"]["mean"],
+                         "images": images, "core-hours": hours * int(threads[1] if threads else 1)})
             print("  ".join(f"{k} {v:.4g}" if k != "script" else v for k, v in rows[-1].items()))
     data.save(out / "curve.json", lambda file: file.write(json.dumps({"curve": rows}, indent=1).encode()))
     try:
