@@ -107,16 +107,10 @@ def precision_recall(real, fake, k=3, block=1000):
 
 
 def measures(real, fake):
-    """All of them of two sets of features (N, D), as a dict."""
+    """{"fid", "kid", "kid_std", "precision", "recall"} of two sets of features (N, D)."""
     (kid, kid_std), (precision, recall) = kernel_distance(real, fake), precision_recall(real, fake)
     return {"fid": frechet_distance(*statistics(real), *statistics(fake)), "kid": kid, "kid_std": kid_std,
             "precision": precision, "recall": recall}
-
-
-def fid(images_a, images_b, dims=2048, weights="fid", device=None):
-    """The FID of two sets of images, each as features() takes them."""
-    a, b = (features(images, dims, weights, device) for images in (images_a, images_b))
-    return frechet_distance(*statistics(a), *statistics(b))
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -1222,8 +1222,8 @@ def test_fid_command_on_names_files_and_folders(tmp_path, small, stem_file, comm
     folder = save_pictures(tmp_path / "folder", images[:30])
     save_pictures(folder / "below", images[30:])
     value = json.loads(command(fid, tmp_path / "samples.npz", folder, "--json"))
-    expected = fid.fid(255 - images, images, 64, stem_file, "cpu")
-    assert value["fid"] == approx(expected, rel=1e-3) and value["images"] == [60, 60]
+    a, b = (fid.features(x, 64, stem_file, "cpu") for x in (255 - images, images))
+    assert value["fid"] == approx(frechet(a, b), rel=1e-3) and value["images"] == [60, 60]
     line = command(fid, tmp_path / "samples.npz", folder)  # the features were kept
     measured = r"FID [\d.]+  KID \S+ ± \S+  precision \S+  recall \S+  \(.*64 features, weights stem.pth\)\n"
     assert re.fullmatch(measured, line) and len(list((tmp_path / "cache").iterdir())) == 2
