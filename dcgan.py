@@ -216,7 +216,7 @@ def train(args):
                         fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
                     g_loss = generator_loss(discriminator(view(fake), y).float())
                 g_optimizer.zero_grad()
-                g_loss.backward()
+                g_loss.backward(inputs=[*generator.parameters()])  # and not those of the discriminator
                 g_optimizer.step()
             update_ema(ema, generator, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             losses.append(torch.stack([d_loss, g_loss]).detach())
