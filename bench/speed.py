@@ -1,7 +1,6 @@
-"""How fast? Training, drawing and measuring against the loop that a tutorial would have, in turns; how the
-cost grows.
+"""How fast? Training, drawing and measuring against the loop that a tutorial would have, in turns.
 
-    python -m bench.speed out      about ten minutes on two cores; writes out/speed.md and out/speed.json
+    python -m bench.speed out      about ten minutes on two cores; prints a table, writes out/speed.json
 
 The tutorial's loop: the same networks in fp32, contiguous memory, a DataLoader over PIL images, Adam without
 fusion, all T steps of sampling. FID is compared with the pytorch-fid package."""
@@ -97,7 +96,7 @@ class Bench:
         self.args, self.gpu, self.peak = args, args.device.type == "cuda", 0
         self.images, self.labels = data.load(args.data, args.root)
         args.out.mkdir(parents=True, exist_ok=True)
-        self.work, self.rows, self.growth = Path(tempfile.mkdtemp(dir=args.out)), [], {}
+        self.work, self.rows = Path(tempfile.mkdtemp(dir=args.out)), []
 
     def part(self, n):
         """A data set of the first n images."""
@@ -163,18 +162,8 @@ class Bench:
         self.compare("sampling from the DDPM: all T steps against the solver's", "images/s", all_steps,
                      lambda: self.drawn(ddpm, lot, "--ckpt", "checkpoints/ddpm.pt"))
         self.measuring(self.images[: 2000 if self.gpu else 64], 100 if self.gpu else 8)
-        whole = len(self.images) if self.gpu else 2048
         start = ("--epochs", 1, "--out", self.work / "start")
-        growth = {
-            "CVAE, seconds an epoch against images":
-                {n: n / self.trained(cvae, n) for n in (whole // 4, whole // 2, whole)},
-            "CVAE, images/s against batch size":
-                {n: self.trained(cvae, 1024, "--batch-size", n) for n in (32, 128, 512)},
-            "DDPM, images/s drawn against steps":
-                {n: self.drawn(ddpm, lot // 2, "--steps", n) for n in (5, 10, 20, 50)},
-            "start to the end of one step, s":
-                {s.NAME: self.train(s, 128, *start)[1] for s in (cvae, dcgan, ddpm)}}
-        self.growth = {title: {k: round(v, 2) for k, v in values.items()} for title, values in growth.items()}
+        self.start = {s.NAME: round(self.train(s, 128, *start)[1], 1) for s in (cvae, dcgan, ddpm)}
 
     def measuring(self, images, batch):
         """Features and distance against pytorch-fid; with random weights, which cost as much as any."""
@@ -216,19 +205,16 @@ class Bench:
 
     def write(self):
         name = torch.cuda.get_device_name() if self.gpu else f"{torch.get_num_threads()} CPU threads"
-        about = {"device": name, "torch": torch.__version__, "torchvision": torchvision.__version__,
-                 "python": platform.python_version(), "rounds": self.args.rounds}
-        lines = [", ".join(f"{k} {v}" for k, v in about.items()), "",
-                 "| | plain loop | this | ratio ± spread | peak MiB |", "|---|---|---|---|---|"]
+        result = {"device": name, "torch": torch.__version__, "torchvision": torchvision.__version__,
+                  "python": platform.python_version(), "rounds": self.args.rounds, "rows": self.rows,
+                  "start to the end of one step, s": self.start}
+        text = json.dumps(result, indent=1)
+        data.save(self.args.out / "speed.json", lambda file: file.write(text.encode()))
+        print("| | plain loop | this | ratio ± spread | peak MiB |\n|---|---|---|---|---|")
         for r in self.rows:
             plain, this = (f"{mean(r[k]):.4g} {r['unit']}" for k in ("plain", "this"))
             ratio = f"**{r['ratio']:.3g} ± {r['spread']:.1g}**"
-            lines.append(f"| {r['what']} | {plain} | {this} | {ratio} | {r['peak MiB'] or ''} |")
-        lines += ["", *(f"- {title}: {values}" for title, values in self.growth.items())]
-        result = json.dumps({**about, "rows": self.rows, "growth": self.growth}, indent=1)
-        data.save(self.args.out / "speed.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
-        data.save(self.args.out / "speed.json", lambda file: file.write(result.encode()))
-        print("\n".join(lines))
+            print(f"| {r['what']} | {plain} | {this} | {ratio} | {r['peak MiB'] or ''} |")
 
 
 def main(argv=None):
