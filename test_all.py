@@ -341,7 +341,7 @@ def test_labels_to_draw():
 def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
     path, rng = tmp_path / "ckpt.pt", np.random.default_rng(0)
     data.save(path, lambda file: file.write(bytes(1 << 17)))
-    for _ in range(200):
+    for _ in range(150):
         child = os.fork()
         if child == 0:
             for k in range(10**6):
@@ -961,13 +961,13 @@ def torchrun(*argv):
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):
-    common = f"--data {small} --split train --epochs 2 --batch-size 40 --classes {SMALL[ddpm]} --device cpu "
-    common += f"--dtype fp32 --fid-runs 1 --fid-samples 50 --dims 64 --weights {stem_file} --out"
+    common = f"--data {small} --split train --epochs 1 --batch-size 40 --classes {SMALL[ddpm]} --device cpu "
+    common += f"--dtype fp32 --fid-runs 1 --fid-samples 20 --dims 64 --weights {stem_file} --out"
     call(ddpm, common, tmp_path / "one")
     process = torchrun(common, tmp_path / "two")
     out, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert out.count("epoch 2 ") == 1  # one process speaks
+    assert out.count("epoch 1 ") == 1  # one process speaks
     one, two = (np.array(log(tmp_path / n)[1])[:, 1] for n in ("one", "two"))
     np.testing.assert_allclose(one, two, atol=1e-4)
     a, b = (saved(tmp_path / n / "model.pt")["weights"] for n in ("one", "two"))
@@ -1331,12 +1331,12 @@ def shades(path):
 
 
 def test_the_accuracy_score_tells_right_labels_from_wrong(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(trust, "SEEDS", (1, 2))
+    monkeypatch.setattr(trust, "SEEDS", (1,))
     images, right = shades(tmp_path / "real.npz")
     sets = tmp_path / "a.npz", tmp_path / "real.npz"
     for labels, share in ((right, 1.0), (1 - right, 0.0)):
         np.savez(sets[0], images=images, labels=labels[:, None])
-        result = json.loads(command(trust, "cas", *sets, "--steps 60"))
+        result = json.loads(command(trust, "cas", *sets, "--steps 120"))
         assert result["images"] == 40 and len(result["real name generated"]["of each class"]) == 2
         for who, wanted in (("real name held-out", 1), ("as many real name held-out", 1),
                             ("real name generated", share), ("generated name held-out", share)):
@@ -1349,12 +1349,12 @@ def test_the_accuracy_score_tells_right_labels_from_wrong(tmp_path, command, mon
 
 
 def test_a_class_is_made_scarce_for_the_generator_and_for_the_networks(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(trust, "SEEDS", (1, 2))
+    monkeypatch.setattr(trust, "SEEDS", (1,))
     shades(tmp_path / "real.npz")
     images, labels = data.load(str(tmp_path / "real.npz"), split="train")
     bright = torch.full((500, 3, 28, 28), 180, dtype=torch.uint8)
     with mock.patch.object(ddpm, "sample", lambda model, n, *args, **kwargs: bright[:n]):
-        common = f"{tmp_path / 'real.npz'} --label 1 --left 3 --epochs 1 --steps 60"
+        common = f"{tmp_path / 'real.npz'} --label 1 --left 3 --epochs 1 --steps 100"
         result = json.loads(command(trust, "scarce", common))
     out = tmp_path / "cache" / "scarce-3"
     left, kept = data.load(str(out / "data.npz"), split="train")
