@@ -310,8 +310,8 @@ class Parser(argparse.ArgumentParser):
                    *"root device out overwrite paper".split()}
         args.settings = {k: v for k, v in vars(args).items() if k not in
                          drawing | {"epochs", "resume", "compile", "given"}}
-        training, both = args.given - drawing, {"data", "size", "split", "seed", "dtype"}
-        idle = dict.fromkeys(training - both if args.sample or args.ckpt else (), "where nothing is trained")
+        training = args.given - drawing - {"data", "size", "split", "seed", "dtype"}
+        idle = dict.fromkeys(training if args.sample or args.ckpt else (), "where nothing is trained")
         if not args.sample:
             idle |= dict.fromkeys(args.given & {"label", "png"}, "without --sample")
             if not args.fid_runs:
@@ -325,7 +325,7 @@ def common(add, *names):
     """Adds the flags that are the same wherever they are."""
     flags = {"root": {"help": "folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist"},
              "device": {"type": device, "default": "auto", "help": "auto, cpu, cuda, cuda:N or mps"},
-             "dims": {"type": int, "choices": (64, 192, 768, 2048), "default": 2048, "help": "of features"},
+             "dims": {"type": int, "choices": (64, 192, 768, 2048), "default": 2048, "help": "features"},
              "weights": {"default": "fid", "help": "Inception's: fid (as pytorch-fid), imagenet or a file"}}
     for name in names:
         add(f"--{name}", **flags[name])

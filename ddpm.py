@@ -115,7 +115,10 @@ class Attention(nn.Module):
 
     def forward(self, x):                                 # (B, C, h, w)
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
-        h = (q @ k.mT / 8).softmax(-1) @ v                # (B, heads, h w, 64)
+        if x.is_cuda:
+            h = F.scaled_dot_product_attention(q, k, v)   # (B, heads, h w, 64)
+        else:                                             # in full: twice as fast backward on a CPU
+            h = (q @ k.mT / 8).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
@@ -323,11 +326,11 @@ def train(args):
             t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x0)
             if classes:  # one in ten learns without its label, for --guidance
                 y = torch.where(torch.rand(len(y), device=y.device) < 0.1, len(classes), y)
-            mine = torch.arange(data.RANK, max(len(x), WORLD), WORLD) % len(x)  # this process's share
+            mine = slice(data.RANK, None, WORLD) if data.RANK < len(x) else slice(1)  # its share of all
             x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = model.diffusion.loss(lambda x, t, y=y: net(x, t, y), x0, t, epsilon)
-            loss = loss * len(mine) * WORLD / len(x)      # a short batch's shares differ
+            loss = loss * len(range(data.RANK, len(x), WORLD)) * WORLD / len(x)  # a short batch's differ
             model.zero_grad()
             loss.backward()
             for optimizer in optimizers:

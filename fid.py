@@ -78,8 +78,8 @@ def warn(text):
 
 
 def kernel_distance(a, b, subsets=100, size=1000, seed=0):
-    """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD with
-    the kernel (x·y / D + 1)^3. Unlike the FID's, its mean does not depend on the number of images."""
+    """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD
+    with the kernel (x·y / D + 1)^3. Unlike the FID's, its mean does not depend on the number of images."""
     if min(len(a), len(b)) < size:
         warn(f"KID over subsets of {min(len(a), len(b))}, not {size}: there are no more images")
     rng, size, values = np.random.default_rng(seed), min(size, len(a), len(b)), []

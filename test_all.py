@@ -212,7 +212,10 @@ SIDES = {f"{s}_images": n for s, n in zip(data.SPLITS, (96, 8, 8), strict=True)}
     ({"train_labels": np.zeros((95, 1), np.uint8), "val_labels": np.zeros((9, 1), np.uint8)}, "label"),
     ({"train_images": np.zeros((96, 28, 28, 3), np.float32)}, "float"),
     ({k: np.zeros((n, 28, 28, 4), np.uint8) for k, n in SIDES.items()}, "28, 4"),
-    ({"train_labels": np.full((96, 1), -1)}, "label"),
+    ({"train_images": np.zeros((96, 64, 64, 3), np.uint8)}, "dimension"),
+    ({"train_labels": np.full((96, 1), -1)}, "label"), ({"train_labels": np.full((96, 1), 1000)}, "label"),
+    ({"train_labels": np.zeros((96, 1), np.float32)}, "float"),
+    ({k: np.zeros((n, 30, 30), np.uint8) for k, n in SIDES.items()}, "30, 30"),
     ({k: np.zeros((n, 28, 32), np.uint8) for k, n in SIDES.items()}, "28, 32"),
     ({k: np.zeros((0, 28, 28), np.uint8) for k in SIDES}, r"\(0, 28, 28\)"),
     ({"train_images": np.array([{}] * 96, dtype=object)}, "allow_pickle")])
@@ -341,7 +344,7 @@ def test_labels_to_draw():
 def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
     path, rng = tmp_path / "ckpt.pt", np.random.default_rng(0)
     data.save(path, lambda file: file.write(bytes(1 << 17)))
-    for _ in range(150):
+    for _ in range(200):
         child = os.fork()
         if child == 0:
             for k in range(10**6):
@@ -717,6 +720,7 @@ def test_train_measure_and_draw(script, tmp_path, small, stem_file, capsys):
 
     # measured again, from the file: the same, even where the kept features are spoilt
     (kept,) = (tmp_path / "runs").glob("features-64-*.npy")
+    assert np.load(kept).shape == (112, 64)
     kept.write_bytes(kept.read_bytes()[:100])
     call(script, f"--ckpt {out / 'model.pt'} {measure} --out {tmp_path / 'runs' / 'new'} {FEW[script]}")
     again = measured(tmp_path / "runs" / "new")
@@ -902,6 +906,8 @@ def test_compile_falls_back_with_a_line_and_changes_nothing_else(capsys):
         for _ in range(2):
             assert torch.equal(forward(x), net(x))
     assert capsys.readouterr().err == "torch.compile failed (no compiler); going on without it\n"
+    with raises(RuntimeError, match="shapes"):  # an error of the network's own stays one
+        forward(torch.randn(2, 5))
     assert ddpm.compiled(net, "auto", 10**6) is net  # on a CPU it does not pay
 
 
@@ -961,13 +967,14 @@ def torchrun(*argv):
 
 
 def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):
-    common = f"--data {small} --split train --epochs 1 --batch-size 40 --classes {SMALL[ddpm]} --device cpu "
-    common += f"--dtype fp32 --fid-runs 1 --fid-samples 20 --dims 64 --weights {stem_file} --out"
+    common = f"--data {small} --split train --epochs 2 --batch-size 40 --classes {SMALL[ddpm]} --device cpu "
+    common += "--optimizer muon --dtype fp32 --fid-runs 1 --fid-samples 50 --dims 64 "
+    common += f"--weights {stem_file} --out"
     call(ddpm, common, tmp_path / "one")
     process = torchrun(common, tmp_path / "two")
     out, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert out.count("epoch 1 ") == 1  # one process speaks
+    assert out.count("epoch 2 ") == 1  # one process speaks
     one, two = (np.array(log(tmp_path / n)[1])[:, 1] for n in ("one", "two"))
     np.testing.assert_allclose(one, two, atol=1e-4)
     a, b = (saved(tmp_path / n / "model.pt")["weights"] for n in ("one", "two"))
@@ -1038,7 +1045,8 @@ def test_files_that_are_no_models(tmp_path, small, stem_file):
     torch.save({"script": "cvae", "x": Bomb()}, tmp_path / "bomb.pt")
     (tmp_path / "noise.pt").write_bytes(os.urandom(1000))
     call(cvae, f"--data {small} --split val --epochs 1 --out {tmp_path / 'v'} {SMALL[cvae]}")
-    wrong = [tmp_path / f for f in ("bomb.pt", "noise.pt", "", "v/ckpt.pt", "no.pt")]
+    (tmp_path / "empty.pt").write_bytes(b"")
+    wrong = [tmp_path / f for f in ("bomb.pt", "noise.pt", "empty.pt", "", "v/ckpt.pt", "no.pt")]
     for path in (*wrong, stem_file, HERE / "checkpoints" / "dcgan.pt"):
         with raises((ValueError, OSError), match=re.escape(str(path))) as error:
             call(cvae, f"--ckpt {path} --sample 4 --out {tmp_path / 'out'}")
@@ -1180,8 +1188,8 @@ GOOD = np.random.default_rng(0).random((4, 3, 28, 28), np.float32)
 @pytest.mark.parametrize("images, said", [
     (GOOD * 2 - 1, r"\[-1, 0.9999\], not in \[0, 1\]"), (GOOD * 255, r"\[0, 1\]"), (GOOD - 1e-3, r"\[0, 1\]"),
     (np.where(GOOD < 0.5, np.nan, GOOD), "nan"), (GOOD[:0], "0, 3, 28, 28"), (GOOD[:, :2], "1 or 3 channels"),
-    (GOOD[:, 0], r"\(4, 28, 28\)"), (GOOD.astype(np.int64), "int64"), (GOOD > 0.5, "bool"),
-    (np.zeros((4, 3, 28, 3), np.uint8), "first or last")])
+    (GOOD[:, 0], r"\(4, 28, 28\)"), (GOOD[0, 0], r"\(28, 28\)"), (GOOD > 0.5, "bool"),
+    (GOOD.astype(np.int64), "int64"), (np.zeros((4, 3, 28, 3), np.uint8), "first or last")])
 def test_images_that_are_refused(images, said):
     with raises(ValueError, match=said):
         fid.features(images, 64, "never read", "cpu")
@@ -1340,7 +1348,7 @@ def test_the_accuracy_score_tells_right_labels_from_wrong(tmp_path, command, mon
         assert result["images"] == 40 and len(result["real name generated"]["of each class"]) == 2
         for who, wanted in (("real name held-out", 1), ("as many real name held-out", 1),
                             ("real name generated", share), ("generated name held-out", share)):
-            assert result[who]["all"]["mean"] == approx(wanted, abs=0.3), who
+            assert result[who]["all"]["mean"] == approx(wanted, abs=0.05), who
     np.savez(sets[0], images=images)
     with raises(ValueError, match="0 labels.*--classes"):
         command(trust, "cas", *sets)
@@ -1445,7 +1453,12 @@ def test_a_fresh_clone_draws_cells(script, tmp_path, capsys):
     assert np.array_equal(cells.permute(0, 2, 3, 1), file["images"])
 
 
-def test_what_is_shipped_is_small_and_the_demo_is_a_medmnist_set():
+def test_what_is_shipped_is_small_and_quick_and_the_demo_is_a_medmnist_set(tmp_path):
+    began = time.time()
+    call(ddpm, f"--sample 64 --out {tmp_path}")
+    assert time.time() - began < 60
+    call(cvae, f"--data demo --split val --epochs 1 --out {tmp_path} {SMALL[cvae]}")
+    assert (tmp_path / "model.pt").exists()
     assert sum(f.stat().st_size for f in (HERE / "checkpoints").iterdir()) <= 25e6
     assert data.DEMO.stat().st_size <= 5e6
     images, labels = data.load("demo")

@@ -222,6 +222,7 @@ def main(argv=None):
     p.add_argument("out", type=Path, help="folder of the results")
     p.add_argument("--data", default="bloodmnist", help="the images to train on")
     data.common(p.add_argument, "root", "device", "dims")
+    p.set_defaults(dims=768)
     p.add_argument("--rounds", type=data.number(int, 1), default=2, help="measurements of each, in turns")
     bench = Bench(p.parse_args(argv))
     try:

@@ -48,8 +48,8 @@ def drawn_images(args):
 
 def labelled(args):
     """Images and labels of A: samples.npz, a data set's name, a folder of a subfolder a class."""
-    images = drawn_images(args)
-    if Path(args.a).suffix == ".npz":
+    if Path(args.a).suffix == ".npz" and Path(args.a).is_file():
+        images = drawn_images(args)
         with np.load(args.a, allow_pickle=False) as file:
             if "images" in file:
                 labels = file["labels"].reshape(-1) if "labels" in file else ()
