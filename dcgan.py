@@ -28,7 +28,7 @@ import data
 import fid
 
 NAME, LOSSES, SAMPLER = "dcgan", ("d_loss", "g_loss"), ()
-PAPER = dict(start=3, d_norm="batch", batch_size=128, lr=1e-3, d_lr=1e-3, label_smoothing=0.1, g_steps=3,
+PAPER = dict(width=256, start=3, d_norm="batch", batch_size=128, lr=1e-3, d_lr=1e-3, label_smoothing=0.1, g_steps=3,
              diffaugment=False, ema=0)
 
 
@@ -36,6 +36,8 @@ def get_args(argv=None):
     p = data.Parser(__doc__)
     add = p.add_argument_group("model and training").add_argument
     add("--latent-dim", type=data.number(int, 1, 1000), default=100, help="size of the generator's input")
+    add("--width", type=data.number(int, 16, 4096), default=128,
+        help="channels of the generator's first features and of the discriminator's last (paper: 256)")
     add("--start", type=int, choices=(3, 7), default=7, help="side of the first features (paper: 3)")
     add("--d-norm", choices=("spectral", "batch"), default="spectral",
         help="of the discriminator's weights or features (paper: batch)")
@@ -60,12 +62,12 @@ class Generator(nn.Module):
     """Code (B, latent) -> image (B, C, 28, 28) in [-1, 1]. classes: {name: images of it in the training
     data}."""
 
-    def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=100, start=7):
+    def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=100, start=7, width=256):
         super().__init__()
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.classes, self.latent_dim = dict(classes), latent_dim
         code = latent_dim + len(classes)                     # the label, one-hot, is a part of the code
-        widths = (256, 128, 64, 32) if start == 3 else (256, 128, 64)
+        widths = [width // 2 ** k for k in range(4 if start == 3 else 3)]  # 256, 128, 64, 32
         sizes = [shape[1] // 2 ** k for k in reversed(range(len(widths)))]  # 3, 7, 14, 28 or 7, 14, 28
         layers = [nn.Unflatten(1, (code, 1, 1)), nn.ConvTranspose2d(code, widths[0], sizes[0], bias=False)]
         for a, b, size in zip(widths, widths[1:], sizes[1:], strict=False):
@@ -85,16 +87,16 @@ class Discriminator(nn.Module):
 
     norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018)."""
 
-    def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral"):
+    def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral", width=256):
         super().__init__()
         bound = nn.utils.parametrizations.spectral_norm if norm == "spectral" else lambda layer: layer
-        widths, layers = (32, 64, 128, 256) if norm == "batch" else (64, 128, 256, 256), []
+        widths, layers = [width // k for k in ((8, 4, 2, 1) if norm == "batch" else (4, 2, 1, 1))], []
         for a, b in zip((shape[0], *widths), widths, strict=False):  # 28 -> 14 -> 7 -> 3 -> 1
             batch_norm = nn.BatchNorm2d(b) if norm == "batch" and layers else nn.Identity()
             layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), batch_norm, nn.LeakyReLU(0.2)]
-        width = widths[-1] * (shape[1] // 16) ** 2
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 1))
-        self.label = nn.Embedding(len(classes), width) if classes else None
+        last = width * (shape[1] // 16) ** 2
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
+        self.label = nn.Embedding(len(classes), last) if classes else None
         self.apply(init)
         for module in list(self.modules()):
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
@@ -188,8 +190,8 @@ def sample(model, n, label=None, seed=0, dtype="auto", batch_size=1000):
 def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
-    generator = Generator(tuple(images.shape[1:]), classes, args.latent_dim, args.start)
-    discriminator = Discriminator(images.shape[1:], classes, args.d_norm)
+    generator = Generator(tuple(images.shape[1:]), classes, args.latent_dim, args.start, args.width)
+    discriminator = Discriminator(images.shape[1:], classes, args.d_norm, args.width)
     for net in (generator, discriminator):
         net.to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
