@@ -28,8 +28,8 @@ import data
 import fid
 
 NAME, LOSSES, SAMPLER = "dcgan", ("d_loss", "g_loss"), ()
-PAPER = dict(width=256, start=3, d_norm="batch", batch_size=128, lr=1e-3, d_lr=1e-3, label_smoothing=0.1, g_steps=3,
-             diffaugment=False, ema=0)
+PAPER = dict(width=256, start=3, d_norm="batch", batch_size=128, lr=1e-3, d_lr=1e-3, label_smoothing=0.1,
+             g_steps=3, diffaugment=False, ema=0)
 
 
 def get_args(argv=None):

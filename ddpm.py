@@ -30,8 +30,8 @@ import data
 import fid
 
 NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "eta", "guidance")
-PAPER = dict(schedule="linear", predict="epsilon", attention=False, optimizer="adam", lr=1e-4, decay="none",
-             ema=0, steps=0)
+PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
+             decay="none", ema=0, steps=0, guidance=0.0)
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
 
 
@@ -43,6 +43,8 @@ def get_args(argv=None):
     add("--predict", choices=("v", "epsilon"), default="v", help="what the network says (paper: epsilon)")
     add("--unet", choices=tuple(UNETS), default="deeper", help="the paper's two, or one for a CPU")
     add("--attention", action=argparse.BooleanOptionalAction, default=True, help="at 7 x 7 (paper: none)")
+    add("--guide", action=argparse.BooleanOptionalAction, default=True,
+        help="a tiny network that learns beside it, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
@@ -57,7 +59,8 @@ def get_args(argv=None):
     add = p.add_argument_group("sampling").add_argument
     add("--steps", type=data.number(int, 0), default=30, help="of the DDIM solver; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), default=0.0, help="towards the class and beyond it")
+    add("--guidance", type=data.number(float, 0), default=1.0,
+        help="away from the mistakes of the guide; 0: not at all (paper)")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
     if args.steps > args.timesteps and not (args.sample or args.ckpt):
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
@@ -74,7 +77,8 @@ def get_args(argv=None):
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
 UNETS = {  # the side of the patches that it starts from, and the channels of each level, bottleneck last
-    "baseline": (1, (64, 128, 256)), "deeper": (1, (64, 128, 256, 512)), "patches": (2, (96, 192, 256))}
+    "baseline": (1, (64, 128, 256)), "deeper": (1, (64, 128, 256, 512)), "patches": (2, (96, 192, 256)),
+    "small": (2, (64, 128, 192)), "tiny": (2, (32, 64, 128))}
 EMBED = 256
 
 
@@ -123,10 +127,11 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, or none."""
+    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, or none.
+    guide: with a tiny network beside it, which makes the same mistakes and larger ones."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
-                 schedule="cosine", predict="v"):
+                 schedule="cosine", predict="v", guide=False):
         super().__init__()
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.shape, self.classes = tuple(shape), dict(classes)
@@ -145,8 +150,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].weight)
         if classes:
             nn.init.zeros_(self.label.weight)
+        self.guide = UNet(shape, classes, "tiny", attention) if guide else None
 
     def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
+        """(1, B, C, 28, 28), or (2, ...) with what the guide says."""
+        others = [] if self.guide is None else [self.guide(x, t, y)]
         c = self.embed(timestep_embedding(t, EMBED))
         c = F.silu(c + self.label(y) if self.label else c)
         x, skips = self.stem(F.pixel_unshuffle(x, self.patch)), []
@@ -159,7 +167,7 @@ class UNet(nn.Module):
             skip = skips.pop()
             x = F.interpolate(narrow(x), size=skip.shape[2:])
             x = block(torch.cat([x, skip], 1), c)
-        return F.pixel_shuffle(self.head(x), self.patch)
+        return torch.cat([F.pixel_shuffle(self.head(x), self.patch)[None], *others])
 
 
 def timestep_embedding(t, dim):
@@ -195,11 +203,12 @@ class Diffusion(nn.Module):
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
     def loss(self, model, x0, t, epsilon):
-        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
-        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal, of each network (k,). The target is
+        epsilon (Ho et al. eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho
+        2022)."""
         a = self.alpha_bar[t][:, None, None, None]
         target = a.sqrt() * epsilon - (1 - a).sqrt() * x0 if self.predict_v else epsilon
-        return F.mse_loss(model(self.q_sample(x0, t, epsilon), t).float(), target)
+        return (model(self.q_sample(x0, t, epsilon), t).float() - target).square().mean((-4, -3, -2, -1))
 
     def predict(self, model, x, t):
         """The image x_0 that the network sees in x_t, kept in the range of images."""
@@ -224,29 +233,27 @@ class Diffusion(nn.Module):
 
 
 def guided(model, y, w):
-    """(1 + w) model(x, t, y) - w model(x, t): towards the class and beyond it, Ho & Salimans 2022."""
-    if w == 0:
-        return lambda x, t: model(x, t, y)
-    none = torch.full_like(y, len(model.classes))
-    return lambda x, t: (1 + w) * model(x, t, y).float() - w * model(x, t, none).float()
+    """(1 + w) model(x, t, y) - w guide(x, t, y): away from the guide's mistakes, Karras et al. 2024 eq. 3."""
+    def denoise(x, t):
+        out = model(x, t, y).float()
+        return (1 + w) * out[0] - w * out[-1]             # without a guide: out[0]
+    return denoise
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=0.0, batch=500):
+def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=1.0, batch=500):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
     (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
     diffusion, device = model.diffusion, model.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
     if steps > diffusion.T:
         raise data.UsageError(f"steps {steps}: the model has {diffusion.T}")
-    if guidance and y is None:
-        raise data.UsageError(f"guidance {guidance}: the model was trained without --classes")
     images = torch.zeros(n, *model.shape, dtype=torch.uint8, device=device)
     world = WORLD if n > batch else 1                     # each process draws its share of the batches
     for i in range(data.RANK % world * batch, n, world * batch):
         generator = torch.Generator(device).manual_seed(seed * 100003 + i)
         x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
-        net = model if y is None else guided(model, y[i:i + batch].to(device), guidance)
+        net = guided(model, None if y is None else y[i:i + batch].to(device), guidance)
         with data.autocast(device, dtype):
             x = diffusion.solve(net, x.contiguous(memory_format=torch.channels_last), generator,
                                 steps or diffusion.T, eta)
@@ -304,9 +311,9 @@ def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
     model = UNet(tuple(images.shape[1:]), classes, args.unet, args.attention, args.timesteps, args.schedule,
-                 args.predict).to(args.device, memory_format=torch.channels_last)
+                 args.predict, args.guide).to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
-    hidden = [k for k, p in model.named_parameters() if p.ndim == 4 and not k.startswith(("stem", "head"))]
+    hidden = [k for k, p in model.named_parameters() if p.ndim == 4 and "stem" not in k and "head" not in k]
     hidden = {k: model.get_parameter(k) for k in hidden if args.optimizer == "muon"}
     others = [p for k, p in model.named_parameters() if k not in hidden]
     optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)]
@@ -324,21 +331,19 @@ def train(args):
         for step, x, y in batches:
             x0 = to_model(x)
             t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x0)
-            if classes:  # one in ten learns without its label, for --guidance
-                y = torch.where(torch.rand(len(y), device=y.device) < 0.1, len(classes), y)
             mine = slice(data.RANK, None, WORLD) if data.RANK < len(x) else slice(1)  # its share of all
             x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = model.diffusion.loss(lambda x, t, y=y: net(x, t, y), x0, t, epsilon)
             loss = loss * len(range(data.RANK, len(x), WORLD)) * WORLD / len(x)  # a short batch's differ
             model.zero_grad()
-            loss.backward()
+            loss.sum().backward()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = optimizer.defaults["lr"] * rate(step, last, args.decay)
                 optimizer.step()
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
-            losses.append(mean_over_processes(loss)[None])
+            losses.append(mean_over_processes(loss[:1]))  # the guide's is not told
     if WORLD > 1:
         dist.barrier()                                    # model.pt is there for all of them
 

@@ -667,16 +667,19 @@ def test_ema_is_the_weighted_mean():
     torch.testing.assert_close(a.weight.detach(), expected)
 
 
-def test_guidance_moves_away_from_no_label():
+def test_guidance_moves_away_from_what_the_guide_says():
     torch.manual_seed(0)
-    net = ddpm.UNet((1, 28, 28), dict.fromkeys("abcdefgh", 1), "patches")
+    net = ddpm.UNet((1, 28, 28), dict.fromkeys("abcdefgh", 1), "small", guide=True)
     x, t, y = torch.randn(3, 1, 28, 28), torch.arange(3), torch.tensor([1, 2, 3])
     for p in net.parameters():
         nn.init.normal_(p, 0, 0.1)
+    alone = ddpm.UNet((1, 28, 28), dict.fromkeys("abcdefgh", 1), "small")
+    alone.load_state_dict({k: v for k, v in net.state_dict().items() if "guide" not in k})
     with torch.no_grad():
-        one, none = net(x, t, y), net(x, t, torch.full_like(y, 8))
+        (one,), weak = alone(x, t, y), net.guide(x, t, y)[0]
         torch.testing.assert_close(ddpm.guided(net, y, 0.0)(x, t), one)
-        torch.testing.assert_close(ddpm.guided(net, y, 2.0)(x, t), one + 2 * (one - none))
+        torch.testing.assert_close(ddpm.guided(net, y, 2.0)(x, t), one + 2 * (one - weak))
+        torch.testing.assert_close(ddpm.guided(alone, y, 2.0)(x, t), one)
 
 
 @needs_data
@@ -843,7 +846,7 @@ def test_bad_usage_is_one_line_and_exit_2_before_anything_is_written(line, scrip
 
 def test_what_a_model_cannot_do_is_told_in_a_line(tmp_path, small):
     call(ddpm, f"--data {small} --split val --epochs 1 --out {tmp_path / 'plain'} {SMALL[ddpm]}")
-    for flags, said in (("--guidance 1", "guidance.*--classes"), ("--label a", "label a.*--classes"),
+    for flags, said in (("--label a", "label a.*--classes"),
                         ("--steps 7", "steps 7.*has 3"), ("--data bloodmnist", "has learned .*small.npz")):
         with raises(data.UsageError, match=said):
             call(ddpm, f"--sample 2 --out {tmp_path / 'plain'} --steps 2", flags)

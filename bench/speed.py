@@ -152,7 +152,7 @@ class Bench:
             self.compare(
                 f"training the {script.NAME.upper()}", "images/s",
                 lambda s=script: plain_training(s, self.images[:many], self.args.device),
-                lambda s=script: self.trained(s, many))
+                lambda s=script: self.trained(s, many, *["--no-guide"] * (s is ddpm)))
         model = ddpm.load(device=self.args.device)
 
         def all_steps():
