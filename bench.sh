@@ -21,7 +21,7 @@ PYTHON=${PYTHON:-python} OUT=${OUT:-out}
 if [ "$mode" = quick ]; then
   OUT=$OUT/quick SPLIT=${SPLIT:-val} EPOCHS=${EPOCHS:-2}
   FID_RUNS=${FID_RUNS:-2} FID_SAMPLES=${FID_SAMPLES:-200}
-  DDPM=${DDPM:---unet patches --steps 10}
+  DDPM=${DDPM:---unet tiny --steps 10}
 fi
 where=()
 for name in ROOT DEVICE; do [ -z "${!name:-}" ] || where+=("--${name,,}" "${!name}"); done
@@ -85,10 +85,11 @@ case $mode in
     recipe() { run "$1" "recipe-$1-$2" --classes --fid-seed 0 "${@:3}"; }
     for o in adam muon; do
       recipe cvae $o --optimizer $o
-      recipe ddpm $o --unet patches --optimizer $o
+      recipe ddpm $o --unet small --optimizer $o
     done
-    for lr in 0.005 0.01; do recipe ddpm muon-$lr --unet patches --muon-lr $lr; done
-    for batch in 32 64; do recipe ddpm batch-$batch --unet patches --batch-size $batch; done
+    for lr in 0.005 0.01; do recipe ddpm muon-$lr --unet small --muon-lr $lr; done
+    for batch in 32 64; do recipe ddpm batch-$batch --unet small --batch-size $batch; done
+    for unet in tiny small; do recipe ddpm $unet --unet $unet --no-guide; done
     report ;;
   curve)
     for epochs in ${STAGES:-5 10 20 40 80 160}; do

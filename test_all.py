@@ -40,7 +40,7 @@ SCRIPTS = [cvae, dcgan, ddpm]
 each_script = pytest.mark.parametrize("script", SCRIPTS)
 FEW = {cvae: "", dcgan: "", ddpm: "--steps 2"}
 SMALL = {cvae: "--decoder transposed --latent-dim 8", dcgan: "",
-         ddpm: "--unet patches --timesteps 3 --steps 2 --optimizer adam"}
+         ddpm: "--unet tiny --timesteps 3 --steps 2 --optimizer adam"}
 ROOT = Path(os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
 WEIGHTS = os.environ.get("FID_WEIGHTS")
 needs_data = pytest.mark.skipif(not (ROOT / "bloodmnist.npz").is_file(), reason=f"no data set in {ROOT}")
@@ -952,7 +952,7 @@ def test_sets_of_medmnist_plus(script, channels, tmp_path, stem_file):
 def test_processes_share_the_drawing(n):
     """Two processes' halves of each round add up to what one process draws, the last round short."""
     torch.manual_seed(0)
-    net, common = ddpm.UNet(unet="patches", timesteps=6), dict(seed=7, steps=2, batch=4)
+    net, common = ddpm.UNet(unet="tiny", timesteps=6), dict(seed=7, steps=2, batch=4)
     alone, halves = ddpm.sample(net, n, **common), []
     with mock.patch.object(ddpm, "WORLD", 2), mock.patch.object(ddpm.dist, "all_reduce"):
         for rank in (0, 1):
@@ -981,6 +981,7 @@ def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the
     one, two = (np.array(log(tmp_path / n)[1])[:, 1] for n in ("one", "two"))
     np.testing.assert_allclose(one, two, atol=1e-4)
     a, b = (saved(tmp_path / n / "model.pt")["weights"] for n in ("one", "two"))
+    assert a["head.2.weight"].any() and a["guide.head.2.weight"].any()  # zero at first: both have learned
     for k in a:
         torch.testing.assert_close(a[k], b[k], atol=2e-3, rtol=1e-2)
     a, b = (measured(tmp_path / n)["drawn"]["fid"]["mean"] for n in ("one", "two"))

@@ -183,7 +183,7 @@ def scarce(args):
             x, y = x.permute(0, 2, 3, 1).numpy(), y[:, None].numpy()
             arrays |= {f"{split}_images": x, f"{split}_labels": y}
         data.save(out / "data.npz", lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
-        flags = f"--data {out / 'data.npz'} --split train --classes --unet patches --batch-size 64"
+        flags = f"--data {out / 'data.npz'} --split train --classes --unet small --batch-size 64"
         flags += f" --epochs {args.epochs} --device {args.device} --out {out}"
         resume = " --resume" if (out / "ckpt.pt").exists() else ""
         with contextlib.redirect_stdout(sys.stderr):
