@@ -59,7 +59,7 @@ def get_args(argv=None):
     add = p.add_argument_group("sampling").add_argument
     add("--steps", type=data.number(int, 0), default=30, help="of the DDIM solver; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), default=1.0,
+    add("--guidance", type=data.number(float, 0), default=0.8,
         help="away from the mistakes of the guide; 0: not at all (paper)")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
     if args.steps > args.timesteps and not (args.sample or args.ckpt):
@@ -241,7 +241,7 @@ def guided(model, y, w):
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=1.0, batch=500):
+def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=0.8, batch=500):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
     (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
     diffusion, device = model.diffusion, model.stem.weight.device
