@@ -421,7 +421,8 @@ def test_every_tensor_is_on_the_models_device():
     for script in SCRIPTS:
         with FakeTensorMode(), mock.patch.object(torch, "Generator", generator):
             with torch.device("cuda"):
-                net, d = script.Model(classes={"a": 3, "b": 5}), dcgan.Discriminator(classes={"a": 3, "b": 5})
+                net = script.Model(classes={"a": 3, "b": 5}, **({"guide": True} if script is ddpm else {}))
+                d = dcgan.Discriminator(classes={"a": 3, "b": 5})
                 x = script.to_model(torch.zeros(4, 3, 28, 28, dtype=torch.uint8))
                 y, t = torch.zeros(4, dtype=torch.long), torch.randint(500, (4,))
             if script is cvae:
@@ -432,7 +433,7 @@ def test_every_tensor_is_on_the_models_device():
             else:
                 loss = net.diffusion.loss(lambda x, t, n=net, y=y: n(x, t, y), x, t, torch.randn_like(x))
             assert loss.device.type == "cuda"
-            few = {"steps": 3, "guidance": 1.0} if script is ddpm else {}
+            few = {"steps": 3} if script is ddpm else {}
             assert script.sample(net, 5, torch.zeros(5, dtype=torch.long), **few).shape == (5, 3, 28, 28)
     net = mock.Mock(side_effect=lambda x: x[:, :1].expand(-1, 64, -1, -1) if x.is_cuda else None)
     net.to.return_value = net
