@@ -399,7 +399,8 @@ def test_shapes_and_ranges_from_door_to_door(script, channels, size):
         discriminator = dcgan.Discriminator((channels, size, size))
         assert discriminator(x).shape == (4,) and net(torch.randn(4, 100)).shape == x.shape
     else:
-        assert net(x, torch.arange(4)).shape == x.shape
+        assert net(x, torch.arange(4)).shape == (1, *x.shape)
+        assert ddpm.UNet((channels, size, size), guide=True)(x, torch.arange(4)).shape == (2, *x.shape)
     drawn, again, other = (script.sample(net, 5, seed=seed, **few) for seed in (3, 3, 4))
     assert drawn.shape == (5, channels, size, size) and drawn.dtype == torch.uint8
     assert torch.equal(drawn, again) and not torch.equal(drawn, other)
