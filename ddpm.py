@@ -31,7 +31,7 @@ import fid
 
 NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "eta", "guidance")
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
-             decay="none", ema=0, steps=0, guidance=0.0)
+             decay="none", ema=0, steps=0)
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
 
 
@@ -59,8 +59,7 @@ def get_args(argv=None):
     add = p.add_argument_group("sampling").add_argument
     add("--steps", type=data.number(int, 0), default=30, help="of the DDIM solver; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), default=0.8,
-        help="away from the mistakes of the guide; 0: not at all (paper)")
+    add("--guidance", type=data.number(float, 0), help="away from the guide; if not given, 0.8 with one")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
     if args.steps > args.timesteps and not (args.sample or args.ckpt):
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
@@ -140,7 +139,7 @@ class UNet(nn.Module):
         pixels, up = shape[0] * self.patch ** 2, widths[::-1]
         where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
-        self.label = nn.Embedding(len(classes) + 1, EMBED) if classes else None  # the last one: no label
+        self.label = nn.Embedding(len(classes) + 1, EMBED) if classes else None  # 1: in old files
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(map(Block, [widths[0], *widths], widths, where))
         self.middle = Block(widths[-1], bottom, attention)
@@ -241,19 +240,22 @@ def guided(model, y, w):
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=0.8, batch=500):
+def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=None, batch=500):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
     (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
     diffusion, device = model.diffusion, model.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
     if steps > diffusion.T:
         raise data.UsageError(f"steps {steps}: the model has {diffusion.T}")
+    if guidance and model.guide is None:
+        raise data.UsageError(f"guidance {guidance}: the model was trained with --no-guide")
+    w = 0.8 if guidance is None and model.guide else guidance or 0.0
     images = torch.zeros(n, *model.shape, dtype=torch.uint8, device=device)
     world = WORLD if n > batch else 1                     # each process draws its share of the batches
     for i in range(data.RANK % world * batch, n, world * batch):
         generator = torch.Generator(device).manual_seed(seed * 100003 + i)
         x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
-        net = guided(model, None if y is None else y[i:i + batch].to(device), guidance)
+        net = guided(model, None if y is None else y[i:i + batch].to(device), w)
         with data.autocast(device, dtype):
             x = diffusion.solve(net, x.contiguous(memory_format=torch.channels_last), generator,
                                 steps or diffusion.T, eta)

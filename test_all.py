@@ -848,6 +848,9 @@ def test_bad_usage_is_one_line_and_exit_2_before_anything_is_written(line, scrip
 
 def test_what_a_model_cannot_do_is_told_in_a_line(tmp_path, small):
     call(ddpm, f"--data {small} --split val --epochs 1 --out {tmp_path / 'plain'} {SMALL[ddpm]}")
+    call(ddpm, f"--data {small} --split val --epochs 1 --out {tmp_path / 'alone'} --no-guide {SMALL[ddpm]}")
+    with raises(data.UsageError, match="guidance 1.0.*--no-guide"):
+        call(ddpm, f"--sample 2 --out {tmp_path / 'alone'} --steps 2 --guidance 1")
     for flags, said in (("--label a", "label a.*--classes"),
                         ("--steps 7", "steps 7.*has 3"), ("--data bloodmnist", "has learned .*small.npz")):
         with raises(data.UsageError, match=said):
