@@ -85,27 +85,28 @@ class Discriminator(nn.Module):
     """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato &
     Koyama, 2018).
 
-    norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018)."""
+    norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018), which needs
+    a factor at the end, and has a first layer at full resolution, where grain shows."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral", width=256):
         super().__init__()
-        bound = nn.utils.parametrizations.spectral_norm if norm == "spectral" else lambda layer: layer
-        widths, layers = [width // k for k in ((8, 4, 2, 1) if norm == "batch" else (4, 2, 1, 1))], []
-        for a, b in zip((shape[0], *widths), widths, strict=False):  # 28 -> 14 -> 7 -> 3 -> 1
-            batch_norm = nn.BatchNorm2d(b) if norm == "batch" and layers else nn.Identity()
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), batch_norm, nn.LeakyReLU(0.2)]
-        last = width * (shape[1] // 16) ** 2
+        fine = norm == "spectral"                            # 28 -> 28 -> 14 -> 7 -> 3, else 14, 7, 3, 1
+        self.scale, widths, layers = 8 if fine else 1, [width // k for k in (8, 4, 2, 1)], []
+        for k, (a, b) in enumerate(zip((shape[0], *widths), widths, strict=False)):
+            conv = nn.Conv2d(a, b, 3, padding=1) if fine and k == 0 else nn.Conv2d(a, b, 4, 2, padding=1)
+            layers += [conv, nn.Identity() if fine or k == 0 else nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
+        last = width * (shape[1] // (8 if fine else 16)) ** 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
         self.label = nn.Embedding(len(classes), last) if classes else None
         self.apply(init)
         for module in list(self.modules()):
-            if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-                bound(module)
+            if fine and isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+                nn.utils.parametrizations.spectral_norm(module)
 
     def forward(self, x, y=None):
         h = self.layers[:-1](x)
         logit = self.layers[-1](h)[:, 0]
-        return logit + (self.label(y) * h).sum(1) if self.label else logit
+        return self.scale * (logit + (self.label(y) * h).sum(1) if self.label else logit)
 
 
 def init(module):

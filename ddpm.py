@@ -59,7 +59,7 @@ def get_args(argv=None):
     add = p.add_argument_group("sampling").add_argument
     add("--steps", type=data.number(int, 0), default=30, help="of the DDIM solver; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), help="away from the guide; if not given, 0.8 with one")
+    add("--guidance", type=data.number(float, 0), help="away from the guide; if not given, 0.6 with one")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
     if args.steps > args.timesteps and not (args.sample or args.ckpt):
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
@@ -77,7 +77,7 @@ def get_args(argv=None):
 
 UNETS = {  # the side of the patches that it starts from, and the channels of each level, bottleneck last
     "baseline": (1, (64, 128, 256)), "deeper": (1, (64, 128, 256, 512)), "patches": (2, (96, 192, 256)),
-    "small": (2, (64, 128, 192)), "tiny": (2, (32, 64, 128))}
+    "small": (2, (64, 128, 192)), "tiny": (2, (16, 64, 64))}
 EMBED = 256
 
 
@@ -249,7 +249,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidan
         raise data.UsageError(f"steps {steps}: the model has {diffusion.T}")
     if guidance and model.guide is None:
         raise data.UsageError(f"guidance {guidance}: the model was trained with --no-guide")
-    w = 0.8 if guidance is None and model.guide else guidance or 0.0
+    w = 0.6 if guidance is None and model.guide else guidance or 0.0
     images = torch.zeros(n, *model.shape, dtype=torch.uint8, device=device)
     world = WORLD if n > batch else 1                     # each process draws its share of the batches
     for i in range(data.RANK % world * batch, n, world * batch):
