@@ -91,7 +91,7 @@ class Discriminator(nn.Module):
     def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral", width=256):
         super().__init__()
         fine = norm == "spectral"                            # 28 -> 28 -> 14 -> 7 -> 3, else 14, 7, 3, 1
-        self.scale, widths, layers = 8 if fine else 1, [width // k for k in (8, 4, 2, 1)], []
+        self.scale, widths, layers = 32 if fine else 1, [width // k for k in (8, 4, 2, 1)], []
         for k, (a, b) in enumerate(zip((shape[0], *widths), widths, strict=False)):
             conv = nn.Conv2d(a, b, 3, padding=1) if fine and k == 0 else nn.Conv2d(a, b, 4, 2, padding=1)
             layers += [conv, nn.Identity() if fine or k == 0 else nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
