@@ -85,8 +85,8 @@ class Discriminator(nn.Module):
     """Image (B, C, 28, 28) in [-1, 1] -> logit (B,), high for real; a label adds its projection (Miyato &
     Koyama, 2018).
 
-    norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018), which needs
-    a factor at the end, and has a first layer at full resolution, where grain shows."""
+    norm: "batch" as in the paper; "spectral" bounds how steep each layer is (Miyato et al., 2018), hence the
+    factor at the end, and its first layer is at full resolution, where grain shows."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral", width=256):
         super().__init__()

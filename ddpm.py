@@ -75,9 +75,10 @@ def get_args(argv=None):
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # the side of the patches that it starts from, and the channels of each level, bottleneck last
-    "baseline": (1, (64, 128, 256)), "deeper": (1, (64, 128, 256, 512)), "patches": (2, (96, 192, 256)),
-    "small": (2, (64, 128, 192)), "tiny": (2, (16, 64, 64))}
+UNETS = {  # the side of the patches that it works on, channels of the convolutions around them, which see
+    # grain (0: none), and those of each level, bottleneck last
+    "baseline": (1, 0, (64, 128, 256)), "deeper": (1, 0, (64, 128, 256, 512)),
+    "small": (2, 16, (64, 128, 192)), "tiny": (2, 16, (16, 64, 64)), "patches": (2, 0, (96, 192, 256))}
 EMBED = 256
 
 
@@ -135,18 +136,21 @@ class UNet(nn.Module):
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.shape, self.classes = tuple(shape), dict(classes)
         self.diffusion = Diffusion(timesteps, schedule, predict)
-        self.patch, (*widths, bottom) = UNETS[unet]
-        pixels, up = shape[0] * self.patch ** 2, widths[::-1]
+        self.patch, fine, (*widths, bottom) = UNETS[unet]
+        pixels, up = (fine or shape[0]) * self.patch ** 2, widths[::-1]
         where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
         self.label = nn.Embedding(len(classes) + 1, EMBED) if classes else None  # 1: in old files
+        self.first = nn.Conv2d(shape[0], fine, 3, padding=1) if fine else nn.Identity()
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(map(Block, [widths[0], *widths], widths, where))
         self.middle = Block(widths[-1], bottom, attention)
         self.narrow = nn.ModuleList(map(nn.Conv2d, [bottom, *up], up, [1] * len(up)))
         self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(up, where[::-1], strict=True))
         self.head = nn.Sequential(GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], pixels, 3, padding=1))
-        nn.init.zeros_(self.head[-1].weight)
+        self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * fine, fine, 3, padding=1), nn.SiLU(),
+                                  nn.Conv2d(fine, shape[0], 3, padding=1)) if fine else None
+        nn.init.zeros_((self.last or self.head)[-1].weight)
         if classes:
             nn.init.zeros_(self.label.weight)
         self.guide = UNet(shape, classes, "tiny", attention) if guide else None
@@ -156,7 +160,8 @@ class UNet(nn.Module):
         others = [] if self.guide is None else [self.guide(x, t, y)]
         c = self.embed(timestep_embedding(t, EMBED))
         c = F.silu(c + self.label(y) if self.label else c)
-        x, skips = self.stem(F.pixel_unshuffle(x, self.patch)), []
+        fine, skips = self.first(x), []
+        x = self.stem(F.pixel_unshuffle(fine, self.patch))
         for block in self.down:                           # 28 -> 14 -> 7 -> 4
             x = block(x, c)
             skips.append(x)
@@ -166,7 +171,9 @@ class UNet(nn.Module):
             skip = skips.pop()
             x = F.interpolate(narrow(x), size=skip.shape[2:])
             x = block(torch.cat([x, skip], 1), c)
-        return torch.cat([F.pixel_shuffle(self.head(x), self.patch)[None], *others])
+        x = F.pixel_shuffle(self.head(x), self.patch)
+        x = self.last(torch.cat([x, fine], 1)) if self.last else x
+        return torch.cat([x[None], *others])
 
 
 def timestep_embedding(t, dim):
@@ -315,12 +322,12 @@ def train(args):
     model = UNet(tuple(images.shape[1:]), classes, args.unet, args.attention, args.timesteps, args.schedule,
                  args.predict, args.guide).to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
-    hidden = [k for k, p in model.named_parameters() if p.ndim == 4 and "stem" not in k and "head" not in k]
-    hidden = {k: model.get_parameter(k) for k in hidden if args.optimizer == "muon"}
-    others = [p for k, p in model.named_parameters() if k not in hidden]
+    hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]  # that touch no pixels
+    hidden = hidden if args.optimizer == "muon" else []
+    others = [p for p in model.parameters() if all(p is not h for h in hidden)]
     optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)]
     if hidden:
-        optimizers.append(Muon([*hidden.values()], args.muon_lr))
+        optimizers.append(Muon(hidden, args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
     last = args.epochs * math.ceil(len(images) / args.batch_size)
     net = compiled(nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model, args.compile, last)
