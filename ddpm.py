@@ -75,8 +75,8 @@ def get_args(argv=None):
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # the side of the patches that it works on, channels of the convolutions around them, which see
-    # grain (0: none), and those of each level, bottleneck last
+UNETS = {  # side of the patches that it works on, channels at full resolution around them (0: none),
+    # channels of each level, bottleneck last
     "baseline": (1, 0, (64, 128, 256)), "deeper": (1, 0, (64, 128, 256, 512)),
     "small": (2, 16, (64, 128, 192)), "tiny": (2, 16, (16, 64, 64)), "patches": (2, 0, (96, 192, 256))}
 EMBED = 256
@@ -141,7 +141,7 @@ class UNet(nn.Module):
         where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
         self.label = nn.Embedding(len(classes) + 1, EMBED) if classes else None  # 1: in old files
-        self.first = nn.Conv2d(shape[0], fine, 3, padding=1) if fine else nn.Identity()
+        self.first = nn.Conv2d(shape[0], fine, 3, padding=1) if fine else nn.Identity()  # sees grain
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(map(Block, [widths[0], *widths], widths, where))
         self.middle = Block(widths[-1], bottom, attention)
