@@ -56,20 +56,28 @@ def table(out, names):
 
 def curve(out):
     """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours, at
-    the median rate of the epochs: other work on the machine slows some of them."""
-    rows = []
+    the median rate of the epochs: other work on the machine slows some of them. What is left above the FID of
+    real cells after twice the time, as from the last stage but one to the last, allows an extrapolation."""
+    rows, left = [], {}
     for s in SCRIPTS:
         log = out / f"curve-{s.NAME}" / "log.csv"
         epochs = list(csv.DictReader(open(log))) if log.exists() else []
-        for file in sorted(log.parent.glob("fid-*.json"), key=lambda f: int(f.stem[4:])):
+        stages = sorted(log.parent.glob("fid-*.json"), key=lambda f: int(f.stem[4:]))
+        for file in stages:
             result, seen = json.loads(file.read_text()), epochs[: int(file.stem[4:])]
             images = round(sum(float(e["seconds"]) * float(e["images/s"]) for e in seen))
             hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
             threads = re.search(r"\((\d+) threads\)", result["device"])
             rows.append({"script": s.NAME, "epochs": len(seen), "fid": result["drawn"]["fid"]["mean"],
+                         "floor": result["floor"]["fid"]["mean"] if result["floor"] else 0,
                          "images": images, "core-hours": hours * int(threads[1] if threads else 1)})
             print("  ".join(f"{k} {v:.4g}" if k != "script" else v for k, v in rows[-1].items()))
-    data.save(out / "curve.json", lambda file: file.write(json.dumps({"curve": rows}, indent=1).encode()))
+        if len(stages) > 1:
+            (a, b), power = rows[-2:], np.log(rows[-1]["images"] / rows[-2]["images"]) / np.log(2)
+            left[s.NAME] = ((b["fid"] - b["floor"]) / (a["fid"] - a["floor"])) ** (1 / power)
+            print(f"twice the time leaves {left[s.NAME]:.0%} of what is above the real cells' FID")
+    result = {"curve": rows, "left after twice the time": left}
+    data.save(out / "curve.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
     try:
         from matplotlib import pyplot
     except ImportError:
@@ -79,6 +87,7 @@ def curve(out):
         for name in dict.fromkeys(row["script"] for row in rows):
             points = [(row[of], row["fid"]) for row in rows if row["script"] == name]
             axis.loglog(*zip(*points, strict=True), "o-", label=name.upper())
+        axis.axhline(np.mean([row["floor"] for row in rows]), color="grey", ls="--", label="real cells")
         axis.set(xlabel=unit)
         axis.grid(True, which="both", alpha=0.3)
     axes[0].set(ylabel="FID")
