@@ -44,8 +44,7 @@ def plain_loader(images, batch_size):
 
 def plain_step(script, device):
     """A function that trains on a batch in [0, 1]: the script's own losses, the rest a textbook's."""
-    size = {"width": 128} if script is dcgan else {}
-    model, rates, betas = script.Model(**size).to(device), (1e-3,), (0.9, 0.999)
+    model, rates, betas = script.Model().to(device), (1e-3,), (0.9, 0.999)
     if script is cvae:
         losses = [lambda x: cvae.objective(model, x, None)[0]]
     elif script is ddpm:
@@ -55,7 +54,7 @@ def plain_step(script, device):
 
         losses = [loss]
     else:
-        d, rates, betas = dcgan.Discriminator(**size).to(device), (2e-4, 4e-4), (0.5, 0.999)
+        d, rates, betas = dcgan.Discriminator().to(device), (2e-4, 4e-4), (0.5, 0.999)
 
         def draw(x):
             return dcgan.diffaugment(model(torch.randn(len(x), 100, device=device))).contiguous()
