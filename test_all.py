@@ -612,6 +612,16 @@ def test_the_solver_at_eta_1_with_all_steps_is_ancestral_sampling(predict):
     assert drawn.mean().item() == approx(MEAN, abs=0.01) and drawn.std().item() == approx(STD, rel=0.1)
 
 
+@pytest.mark.parametrize("steps", [2, 30, 499, 500])
+def test_the_solver_goes_from_noise_to_image_in_ever_smaller_steps(steps):
+    seen, d = [], ddpm.Diffusion(500)
+    noise = torch.zeros(1, 1, 1, 1)
+    d.solve(lambda x, t: seen.append(t[0].item()) or torch.zeros_like(x), noise, None, steps, eta=0)
+    gaps = -np.diff(seen)
+    assert (len(seen), seen[0], seen[-1]) == (steps, 499, 0) and gaps.min() >= 1
+    assert (np.diff(gaps) <= 1).all()  # but for rounding
+
+
 def test_the_solver_at_eta_0_is_deterministic_and_follows_the_exact_path():
     """For Gaussian data the path is known: x keeps its distance from the mean in standard deviations."""
     d = ddpm.Diffusion(1000, "cosine", "v")
