@@ -58,8 +58,12 @@ def load(source="bloodmnist", root=None, split="all", size=28):
         advice = "delete it to have it fetched again" if source in NAMES else \
             f"--data takes an .npz with the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}"
         raise ValueError(f"{path} is not a readable MedMNIST file: {one_line(error)}; {advice}") from error
-    images = torch.from_numpy(x.reshape(len(x), side, side, channels)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.from_numpy(y.reshape(-1).astype(np.int64))
+    labels = torch.from_numpy(y.reshape(-1).astype(np.int64))
+    return channels_first(x.reshape(len(x), side, side, channels)), labels
+
+
+def channels_first(x):
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
 
 
 def locate(source, root=None, size=28):
@@ -108,24 +112,21 @@ def load_folder(folder, split, size):
     if parts == [folder] and split != "all":
         warnings.warn(f"{folder} is not split: a seeded tenth is val, a fifth is test", stacklevel=3)
         order, n = np.random.default_rng(0).permutation(len(files)), len(files) // 10
-        cut = {"val": order[:n], "test": order[n:3 * n], "train": order[3 * n:]}
-        files = [files[i] for i in sorted(cut[split])]
+        val, test, train = np.split(order, (n, 3 * n))
+        files = [files[i] for i in {"val": val, "test": test, "train": train}[split]]
     if not files:
         raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}) of split {split}")
     images, bad = [], []
     for path, _ in tqdm(files, desc=f"reading {folder}", disable=None, leave=False):
         try:
-            image = read_picture(path)
-            left, top = ((n - min(image.size)) // 2 for n in image.size)
-            square = image.crop((left, top, left + min(image.size), top + min(image.size)))
-            images.append(square.resize((size, size), Image.Resampling.BICUBIC))
+            images.append(ImageOps.fit(read_picture(path), (size, size), Image.Resampling.BICUBIC))
         except ValueError as error:
             bad.append(error)
     if bad:
         raise ValueError(f"{len(bad)} of {len(files)} pictures cannot be used, the first: {bad[0]}")
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     x = np.stack([np.asarray(image.convert(mode)) for image in images]).reshape(len(images), size, size, -1)
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([k for _, k in files])
+    return channels_first(x), torch.tensor([k for _, k in files])
 
 
 def read_picture(path):
@@ -274,9 +275,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
 
     def parse(self, argv, name, paper, sampler):
-        """Adds the shared flags and reads all: `paper` is what --paper sets where it is not given, `sampler`
-        the flags of drawing. What would do nothing is an error. args.settings is what makes a training what
-        it is."""
+        """Adds the shared flags and reads all. paper: what --paper sets where it is not given; sampler: the
+        flags of drawing. What would do nothing, or replace a run unasked, is an error. args.settings is what
+        makes a training what it is."""
         add = self.add_argument_group("data, device and files").add_argument
         add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, demo")
         add("--size", type=int, choices=(28, 64, 128, 224), default=28, help="side of the images, pixels")
@@ -304,20 +305,24 @@ class Parser(argparse.ArgumentParser):
             self.set_defaults(**paper)
             print("the paper's settings:", *(f"--{k.replace('_', '-')} {v}" for k, v in paper.items()))
         args = self.parse_args(argv)
+        given = args.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a[:2] == "--"}
+        free = {*sampler, *"root device out overwrite paper sample ckpt label png".split(),
+                *"fid_runs fid_samples fid_seed dims weights".split()}
+        args.settings = {k: v for k, v in vars(args).items()
+                         if k not in free | {"given", "epochs", "resume", "compile"}}
+        training = given - free - {"data", "size", "split", "seed", "dtype"}
+        for flags, idle, why in (
+                (training, args.sample or args.ckpt, "where nothing is trained"),
+                ({"label", "png"}, not args.sample, "without --sample"),
+                ({"ckpt"}, not (args.sample or args.fid_runs), "without --sample or --fid-runs")):
+            for flag in given & flags if idle else ():
+                self.error(f"--{flag.replace('_', '-')} does nothing {why}")
+        files = ["samples.npz"] if args.sample else [] if args.ckpt else ["ckpt.pt", "model.pt"]
+        if any((args.out / file).exists() for file in files) and not (args.resume or args.overwrite):
+            raise UsageError(f"{args.out} holds " + (
+                "samples: --overwrite replaces them; see --out" if args.sample else
+                "a run: --resume goes on with it, --overwrite trains anew"))
         keep_memory()
-        args.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a[:2] == "--"}
-        drawing = {*sampler, *"sample ckpt label png fid_runs fid_samples fid_seed dims weights".split(),
-                   *"root device out overwrite paper".split()}
-        args.settings = {k: v for k, v in vars(args).items() if k not in
-                         drawing | {"epochs", "resume", "compile", "given"}}
-        training = args.given - drawing - {"data", "size", "split", "seed", "dtype"}
-        idle = dict.fromkeys(training if args.sample or args.ckpt else (), "where nothing is trained")
-        if not args.sample:
-            idle |= dict.fromkeys(args.given & {"label", "png"}, "without --sample")
-            if not args.fid_runs:
-                idle |= dict.fromkeys(args.given & {"ckpt"}, "without --sample or --fid-runs")
-        for flag, why in idle.items():
-            self.error(f"--{flag.replace('_', '-')} does nothing {why}")
         return args
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -236,8 +237,6 @@ def update_ema(ema, model, decay):
 
 def training_data(args):
     """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
-    if not (args.resume or args.overwrite) and any((args.out / f).exists() for f in ("ckpt.pt", "model.pt")):
-        raise data.UsageError(f"{args.out} holds a run: --resume goes on with it, --overwrite trains anew")
     images, labels = data.load(args.data, args.root, args.split, args.size)
     if args.fid_runs:  # what the FID after the training will need
         fid.how_many(args.fid_samples, len(images))
@@ -255,9 +254,9 @@ def epochs(args, images, labels, state, losses, save_model):
     if args.resume:
         ckpt = data.read_torch(path)
         then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
-        if then != now:
+        if other := [k for k in then | now if then.get(k) != now.get(k)]:
             raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {then.get(k)} then, {now.get(k)} now" for k in then | now if then.get(k) != now.get(k)))
+                f"{k} {then.get(k)} then, {now.get(k)} now" for k in other))
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
     start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
@@ -293,8 +292,8 @@ def epochs(args, images, labels, state, losses, save_model):
         seconds = time.time() - began
         rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
         print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
-        table = "".join(",".join(row) + "\n" for row in (names, *([f"{v:.6g}" for v in row] for row in rows)))
-        data.save(args.out / "log.csv", lambda file, table=table: file.write(table.encode()))
+        data.save(args.out / "log.csv", lambda file: np.savetxt(
+            file, rows, "%.6g", ",", header=",".join(names), comments=""))
         if epoch + 1 == args.epochs or time.time() - path.stat().st_mtime > 60:
             save_model(epoch + 1)
             checkpoint()  # last: a run that is killed before it does the epoch again
@@ -303,10 +302,10 @@ def epochs(args, images, labels, state, losses, save_model):
 def save_model(args, net, epoch, **sampler):
     """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
-    images = sample(net, 64 if kinds is None else len(kinds), kinds, dtype=args.dtype, **sampler)
+    images = sample(net, len(kinds) if net.classes else 64, kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
-    model = {"script": NAME, "model": net.settings, "weights": net.state_dict(),
-             "trained": args.settings | {"epochs": epoch}}
+    trained = args.settings | {"epochs": epoch}
+    model = {"script": NAME, "model": net.settings, "weights": net.state_dict(), "trained": trained}
     data.save(args.out / "model.pt", lambda file: torch.save(model, file))
 
 
@@ -315,10 +314,9 @@ def load(path=None, device=None):
     path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
     ckpt = data.read_torch(path)
     try:
-        model = Model(**ckpt["model"]) if ckpt["script"] == NAME else None
+        model, model.trained = Model(**ckpt["model"]), ckpt["trained"]
         model.load_state_dict(ckpt["weights"])
-        model.trained = ckpt["trained"]
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is no model.pt of {NAME}.py: {data.one_line(error)}") from None
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
@@ -338,8 +336,6 @@ def main(argv=None):
     if args.sample:
         if "data" in args.given and args.data != trained["data"]:
             raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
-        if (args.out / "samples.npz").exists() and not args.overwrite:
-            raise data.UsageError(f"{args.out} holds samples: --overwrite replaces them; see --out")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
