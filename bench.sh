@@ -83,10 +83,8 @@ case $mode in
   recipe)
     export SPLIT=${SPLIT:-train} EPOCHS=${EPOCHS:-4} FID_RUNS=1 FID_SAMPLES=${FID_SAMPLES:-1000}
     recipe() { run "$1" "recipe-$1-$2" --classes --fid-seed 0 "${@:3}"; }
-    for o in adam muon; do
-      recipe cvae $o --optimizer $o
-      recipe ddpm $o --unet small --optimizer $o
-    done
+    for o in adam muon; do recipe ddpm $o --unet small --optimizer $o; done
+    for kl in 0.5 1 2; do recipe cvae kl-$kl --kl-weight $kl; done
     for lr in 0.005 0.01; do recipe ddpm muon-$lr --unet small --muon-lr $lr; done
     for batch in 32 64; do recipe ddpm batch-$batch --unet small --batch-size $batch; done
     for unet in tiny small; do recipe ddpm $unet --unet $unet --no-guide; done

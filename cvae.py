@@ -27,8 +27,7 @@ import data
 import fid
 
 NAME, LOSSES, SAMPLER = "cvae", ("loss", "nll", "kl"), ("prior",)
-PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", optimizer="adam", prior="normal",
-             kl_weight=0.75)
+PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior="normal", kl_weight=0.75)
 
 
 def get_args(argv=None):
@@ -41,8 +40,6 @@ def get_args(argv=None):
         help="of a pixel: with a learned width, or the paper's cross-entropy")
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
-    add("--optimizer", choices=("muon", "adam"), default="muon", help="of the hidden layers (paper: adam)")
-    add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam")
     add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
     add = p.add_argument_group("sampling").add_argument
@@ -205,49 +202,13 @@ def fit_prior(model, images, labels):
 # ----------------------------------------------------------------------------------------------------
 # Training.
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose singular values are all brought to about 1, so that rare directions learn as fast as
-    frequent ones (Jordan et al., 2024). For hidden convolutions, as matrices (C_out, the rest)."""
-
-    def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.mul_(group["momentum"]).add_(p.grad)
-                update = orthogonalize((p.grad + group["momentum"] * m).flatten(1))  # Nesterov's look ahead
-                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
-                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
-
-
-def orthogonalize(g, steps=5):
-    """g (m, n) with its singular values brought to about 1, by a quintic Newton-Schulz iteration
-    x <- p(x x^T) x, which needs the small square a = x x^T only: half the work of iterating x itself."""
-    x = (g if len(g) <= g.shape[1] else g.T) / (g.norm() + 1e-7)
-    one = product = torch.eye(len(x), device=g.device)
-    a = x @ x.T
-    for _ in range(steps):
-        p = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
-        a, product = p @ a @ p, p @ product
-    x = product @ x
-    return x if len(g) <= g.shape[1] else x.T
-
-
 def train(args):
     images, labels, classes = training_data(args)
     torch.manual_seed(args.seed)
     model = VAE(tuple(images.shape[1:]), classes, args.latent_dim, args.decoder)
     model = model.to(args.device, memory_format=torch.channels_last)
-    hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]  # that touch no pixels
-    hidden = hidden if args.optimizer == "muon" else []
-    others = [p for p in model.parameters() if all(p is not h for h in hidden)]
-    optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)]
-    if hidden:
-        optimizers.append(Muon(hidden, args.muon_lr))
-    state = {"model": model} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    state = {"model": model, "optimizer": optimizer}
 
     def save(epoch):
         fit_prior(model, images, labels)
@@ -258,10 +219,9 @@ def train(args):
         for _, x, y in batches:
             with data.autocast(args.device, args.dtype):
                 loss, nll, kl = objective(model, to_model(x), y, args.kl_weight, args.likelihood)
-            model.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+            optimizer.step()
             losses.append(torch.stack([loss, nll, kl]).detach())
 
 

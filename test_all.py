@@ -758,7 +758,7 @@ def test_train_measure_and_draw(script, tmp_path, small, stem_file, capsys):
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, stop, code, tmp_path, small):
     """--resume after kill -9, SIGTERM and Ctrl-C at some moment ends with the bytes of a run in one go."""
     command = f"--data {small} --split val --batch-size 4 --augment --epochs {n} {SMALL[script]} --dtype fp32"
-    command += " --device cpu" + " --optimizer muon" * (script is not dcgan) + " --out"
+    command += " --device cpu" + " --optimizer muon" * (script is ddpm) + " --out"
     a, b, env = tmp_path / "a", tmp_path / "b", os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     script.main(words(command, a))
     for resume in ("", "--resume"):
@@ -1497,8 +1497,6 @@ def test_the_plumbing_is_the_same_to_the_letter():
     heads, tails = zip(*((HERE / f"{s.NAME}.py").read_text().split(line) for s in SCRIPTS), strict=True)
     assert len(set(tails)) == 1
     assert not any(re.search(r"^(import|from) (cvae|dcgan|ddpm|bench)", head, re.M) for head in heads)
-    for name in ("Muon", "orthogonalize"):
-        assert inspect.getsource(getattr(cvae, name)) == inspect.getsource(getattr(ddpm, name))
 
 
 def test_the_readme_links_to_the_lines_it_names():
