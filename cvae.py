@@ -308,7 +308,7 @@ def load(path=None, device=None):
     try:
         model, model.trained = Model(**ckpt["model"]), ckpt["trained"]
         model.load_state_dict(ckpt["weights"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (LookupError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is no model.pt of {NAME}.py: {data.one_line(error)}") from None
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 

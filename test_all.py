@@ -1068,7 +1068,8 @@ def test_files_that_are_no_models(tmp_path, small, stem_file):
     (tmp_path / "noise.pt").write_bytes(os.urandom(1000))
     call(cvae, f"--data {small} --split val --epochs 1 --out {tmp_path / 'v'} {SMALL[cvae]}")
     (tmp_path / "empty.pt").write_bytes(b"")
-    wrong = [tmp_path / f for f in ("bomb.pt", "noise.pt", "empty.pt", "", "v/ckpt.pt", "no.pt")]
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    wrong = [tmp_path / f for f in ("bomb.pt", "noise.pt", "empty.pt", "tensor.pt", "", "v/ckpt.pt", "no.pt")]
     for path in (*wrong, stem_file, HERE / "checkpoints" / "dcgan.pt"):
         with raises((ValueError, OSError), match=re.escape(str(path))) as error:
             call(cvae, f"--ckpt {path} --sample 4 --out {tmp_path / 'out'}")
