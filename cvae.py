@@ -306,9 +306,10 @@ def load(path=None, device=None):
     path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
     ckpt = data.read_torch(path)
     try:
-        model, model.trained = Model(**ckpt["model"]), ckpt["trained"]
+        model = Model(**ckpt["model"]) if ckpt["script"] == NAME else None
         model.load_state_dict(ckpt["weights"])
-    except (LookupError, TypeError, RuntimeError) as error:
+        model.trained = ckpt["trained"]
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is no model.pt of {NAME}.py: {data.one_line(error)}") from None
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 

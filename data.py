@@ -112,14 +112,17 @@ def load_folder(folder, split, size):
     if parts == [folder] and split != "all":
         warnings.warn(f"{folder} is not split: a seeded tenth is val, a fifth is test", stacklevel=3)
         order, n = np.random.default_rng(0).permutation(len(files)), len(files) // 10
-        val, test, train = np.split(order, (n, 3 * n))
-        files = [files[i] for i in {"val": val, "test": test, "train": train}[split]]
+        cut = {"val": order[:n], "test": order[n:3 * n], "train": order[3 * n:]}
+        files = [files[i] for i in sorted(cut[split])]
     if not files:
         raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}) of split {split}")
     images, bad = [], []
     for path, _ in tqdm(files, desc=f"reading {folder}", disable=None, leave=False):
         try:
-            images.append(ImageOps.fit(read_picture(path), (size, size), Image.Resampling.BICUBIC))
+            image = read_picture(path)
+            left, top = ((n - min(image.size)) // 2 for n in image.size)
+            square = image.crop((left, top, left + min(image.size), top + min(image.size)))
+            images.append(square.resize((size, size), Image.Resampling.BICUBIC))
         except ValueError as error:
             bad.append(error)
     if bad:

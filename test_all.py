@@ -270,9 +270,7 @@ def test_a_folders_pictures_are_cropped_to_the_centre_square_and_resized(tmp_pat
     Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
     images, _ = data.load(str(tmp_path))
     expected = Image.fromarray(pixels[:, 12:68]).resize((28, 28), Image.Resampling.BICUBIC)
-    middle = slice(2, -2)  # at the cut the filter sees what lies beyond
-    assert images.shape == (1, 1, 28, 28)
-    assert np.array_equal(images[0, 0, :, middle], np.asarray(expected)[:, middle])
+    assert images.shape == (1, 1, 28, 28) and np.array_equal(images[0, 0], expected)
 
 
 def test_pictures_of_every_kind_are_read_right_or_refused(tmp_path):
