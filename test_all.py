@@ -1532,6 +1532,7 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
             wanted.append(f"**{row['ratio']:.3g} ± {row['spread']:.1g}**")
             wanted.append(f"{np.mean(row['this']):.4g} {row['unit']}")
         wanted += [f"| {row['flags']} | {row['fid']:.3g} |" for row in result.get("tried", ())]
+        wanted += [f"| {r['script']} | {r['epochs']} | {r['fid']:.3g} |" for r in result.get("curve", ())]
         if "runs" in result:
             values = [r["fid"] for r in result["runs"]]
             text = f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
