@@ -29,8 +29,8 @@ import data
 import fid
 
 NAME, LOSSES, SAMPLER = "dcgan", ("d_loss", "g_loss"), ()
-PAPER = dict(epochs=40, width=256, start=3, d_norm="batch", batch_size=128, lr=1e-3, d_lr=1e-3,
-             label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0)
+PAPER = dict(epochs=40, width=256, start=3, d_norm="batch", loss="standard", batch_size=128, lr=1e-3,
+             d_lr=1e-3, label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0)
 
 
 def get_args(argv=None):
@@ -42,8 +42,10 @@ def get_args(argv=None):
     add("--start", type=int, choices=(3, 7), default=7, help="side of the first features (paper: 3)")
     add("--d-norm", choices=("spectral", "batch"), default="spectral",
         help="of the discriminator's weights or features (paper: batch)")
+    add("--loss", choices=("relativistic", "standard"), default="relativistic",
+        help="whether the discriminator judges pairs or single images (paper: standard)")
     add("--epochs", type=data.number(int, 1, 10**6), default=240, help="passes over the data (paper: 40)")
-    add("--batch-size", type=data.number(int, 2, 10**5), default=64, help="images per step (paper: 128)")
+    add("--batch-size", type=data.number(int, 2, 10**5), default=32, help="images per step (paper: 128)")
     add("--lr", type=data.number(float, 0), default=2e-4, help="the generator's learning rate (paper: 1e-3)")
     add("--d-lr", type=data.number(float, 0), default=4e-4, help="the discriminator's (paper: 1e-3)")
     add("--label-smoothing", type=data.number(float, 0, 0.5), default=0.0,
@@ -124,17 +126,18 @@ Model = Generator
 # ----------------------------------------------------------------------------------------------------
 # Objective.
 
-def discriminator_loss(real_logits, fake_logits, smoothing=0.0):
-    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, with targets 1 - smoothing and smoothing for 1
-    and 0."""
-    real = F.binary_cross_entropy_with_logits(real_logits, torch.full_like(real_logits, 1 - smoothing))
-    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.full_like(fake_logits, smoothing))
-    return real + fake
+def discriminator_loss(real_logits, fake_logits, relativistic=False, smoothing=0.0):
+    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, D the logit's sigmoid. Relativistic: of each real
+    and drawn image the real one is the more real, -log sigmoid(logit(x) - logit(G(z))), Jolicoeur-Martineau
+    2019. The targets 1 and 0 are 1 - smoothing and smoothing."""
+    pair = [real_logits - fake_logits] if relativistic else [real_logits, -fake_logits]
+    return sum(F.binary_cross_entropy_with_logits(x, torch.full_like(x, 1 - smoothing)) for x in pair)
 
 
-def generator_loss(fake_logits):
-    """-log D(G(z)), the non-saturating form, Goodfellow et al. 2014 sec. 3."""
-    return F.softplus(-fake_logits).mean()
+def generator_loss(fake_logits, real_logits=0):
+    """-log D(G(z)), the non-saturating form, Goodfellow et al. 2014 sec. 3. Relativistic, with the logits of
+    real images: -log sigmoid(logit(G(z)) - logit(x))."""
+    return F.softplus(real_logits - fake_logits).mean()
 
 
 def diffaugment(x):
@@ -201,6 +204,7 @@ def train(args):
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=(0.5, 0.999), fused=True)
     state = {"model": generator, "ema": ema, "discriminator": discriminator, "g_optimizer": g_optimizer,
              "d_optimizer": d_optimizer}
+    relativistic = args.loss == "relativistic"
     view = diffaugment if args.diffaugment else lambda x: x
 
     losses = []
@@ -209,16 +213,17 @@ def train(args):
             real = to_model(x)
             with data.autocast(args.device, args.dtype):
                 fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
-                logits = (discriminator(view(image), y).float() for image in (real, fake.detach()))
-                d_loss = discriminator_loss(*logits, args.label_smoothing)
+                logits = [discriminator(view(image), y).float() for image in (real, fake.detach())]
+                d_loss = discriminator_loss(*logits, relativistic, args.label_smoothing)
             d_optimizer.zero_grad()
             d_loss.backward()
             d_optimizer.step()
+            rival = logits[0].detach() if relativistic else 0
             for k in range(args.g_steps):
                 with data.autocast(args.device, args.dtype):
                     if k:  # the first step learns from the images that the discriminator has just seen
                         fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
-                    g_loss = generator_loss(discriminator(view(fake), y).float())
+                    g_loss = generator_loss(discriminator(view(fake), y).float(), rival)
                 g_optimizer.zero_grad()
                 g_loss.backward(inputs=[*generator.parameters()])  # and not those of the discriminator
                 g_optimizer.step()

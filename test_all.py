@@ -501,8 +501,12 @@ def test_gan_losses_are_the_papers():
     p, q = real.sigmoid(), fake.sigmoid()
     torch.testing.assert_close(dcgan.discriminator_loss(real, fake), -(p.log() + (1 - q).log()).mean())
     smooth = -(0.9 * p.log() + 0.1 * (1 - p).log()).mean() - (0.1 * q.log() + 0.9 * (1 - q).log()).mean()
-    torch.testing.assert_close(dcgan.discriminator_loss(real, fake, 0.1), smooth)
+    torch.testing.assert_close(dcgan.discriminator_loss(real, fake, smoothing=0.1), smooth)
     torch.testing.assert_close(dcgan.generator_loss(fake), -q.log().mean())
+    odds = (real.double() - fake).exp()  # that of the two the real one is the more real
+    relativistic = dcgan.discriminator_loss(real, fake, True), dcgan.generator_loss(fake, real)
+    expected = (1 + 1 / odds).log().mean().float(), (1 + odds).log().mean().float()
+    torch.testing.assert_close(relativistic, expected)
 
 
 def test_diffaugment_moves_cuts_and_recolours_and_passes_gradients():
