@@ -58,7 +58,7 @@ def get_args(argv=None):
         "draw, as a share of the training so far; 0: none (paper)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: in a long run on a GPU")
     add = p.add_argument_group("sampling").add_argument
-    add("--steps", type=data.number(int, 0), default=30, help="of the DDIM solver; 0: all T (paper)")
+    add("--steps", type=data.number(int, 0), default=50, help="of the DDIM solver; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
     add("--guidance", type=data.number(float, 0), help="away from the guide; if not given, 0.6 with one")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
@@ -228,7 +228,7 @@ class Diffusion(nn.Module):
         there: DDIM, Song et al. 2021 eq. 12, 16. eta 0 is deterministic, eta 1 adds noise anew: with all T
         levels, Ho et al.'s ancestral sampling."""
         left = [1 - i / max(steps - 1, 1) for i in range(steps)]
-        times = [max(steps - 1 - i, round((self.T - 1) * u ** 1.5)) for i, u in enumerate(left)]
+        times = [max(steps - 1 - i, round((self.T - 1) * u ** 2)) for i, u in enumerate(left)]
         for t, t_prev in zip(times, [*times[1:], None], strict=True):
             a = self.alpha_bar[t]
             a_prev = torch.ones_like(a) if t_prev is None else self.alpha_bar[t_prev]
@@ -250,7 +250,7 @@ def guided(model, y, w):
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=30, eta=1.0, guidance=None, batch=500):
+def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidance=None, batch=500):
     """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
     (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
     diffusion, device = model.diffusion, model.stem.weight.device

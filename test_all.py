@@ -616,7 +616,7 @@ def test_the_solver_at_eta_1_with_all_steps_is_ancestral_sampling(predict):
     assert drawn.mean().item() == approx(MEAN, abs=0.01) and drawn.std().item() == approx(STD, rel=0.1)
 
 
-@pytest.mark.parametrize("steps", [2, 30, 499, 500])
+@pytest.mark.parametrize("steps", [2, 50, 499, 500])
 def test_the_solver_goes_from_noise_to_image_in_ever_smaller_steps(steps):
     seen, d = [], ddpm.Diffusion(500)
     noise = torch.zeros(1, 1, 1, 1)

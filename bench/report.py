@@ -113,7 +113,7 @@ def sheet(path, rows, across, scale=2, margin=60):
 
 
 def draw(script, model, n, labels=None, seed=0):
-    steps = {"steps": min(30, model.diffusion.T)} if script is ddpm else {}
+    steps = {"steps": min(50, model.diffusion.T)} if script is ddpm else {}
     return script.sample(model, n, labels if model.classes else None, seed, **steps)
 
 
