@@ -45,7 +45,7 @@ def get_args(argv=None):
     add("--loss", choices=("relativistic", "standard"), default="relativistic",
         help="whether the discriminator judges pairs or single images (paper: standard)")
     add("--epochs", type=data.number(int, 1, 10**6), default=240, help="passes over the data (paper: 40)")
-    add("--batch-size", type=data.number(int, 2, 10**5), default=32, help="images per step (paper: 128)")
+    add("--batch-size", type=data.number(int, 2, 10**5), default=64, help="images per step (paper: 128)")
     add("--lr", type=data.number(float, 0), default=2e-4, help="the generator's learning rate (paper: 1e-3)")
     add("--d-lr", type=data.number(float, 0), default=4e-4, help="the discriminator's (paper: 1e-3)")
     add("--label-smoothing", type=data.number(float, 0, 0.5), default=0.0,
