@@ -87,7 +87,10 @@ case $mode in
     for kl in 0.5 1 2; do recipe cvae kl-$kl --kl-weight $kl; done
     for lr in 0.005 0.01; do recipe ddpm muon-$lr --unet small --muon-lr $lr; done
     for batch in 32 64; do recipe ddpm batch-$batch --unet small --batch-size $batch; done
+    for ema in 0.02 0.1 0.2; do recipe ddpm ema-$ema --unet small --ema $ema; done
+    recipe ddpm paper --paper --lr 3e-4 --steps 30
     for loss in standard relativistic; do recipe dcgan $loss --loss $loss; done
+    recipe dcgan batch-32 --batch-size 32
     report ;;
   curve)
     for epochs in ${STAGES:-5 10 20 40 80 160}; do
