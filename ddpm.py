@@ -58,7 +58,8 @@ def get_args(argv=None):
         "draw, as a share of the training so far; 0: none (paper)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: in a long run on a GPU")
     add = p.add_argument_group("sampling").add_argument
-    add("--steps", type=data.number(int, 0), default=50, help="of the DDIM solver; 0: all T (paper)")
+    add("--steps", type=data.number(int, 0), default=50, help="of the DDIM solver; 30 are better after a "
+        "training of few epochs; 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
     add("--guidance", type=data.number(float, 0), help="away from the guide; if not given, 0.6 with one")
     args = p.parse(argv, NAME, PAPER, SAMPLER)
