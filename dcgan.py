@@ -354,7 +354,8 @@ def main(argv=None):
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
                               args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
                               args.out.parent)
-        result |= {**of, "trained": trained, "sampler": sampler, "command": " ".join(["python", *sys.argv])}
+        result |= {**of, "parameters": sum(p.numel() for p in model.parameters()), "trained": trained,
+                   "sampler": sampler, "command": " ".join(["python", *sys.argv])}
         data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

@@ -1414,7 +1414,9 @@ def test_bench_runs_the_comparison_and_does_nothing_twice(tmp_path, small, stem_
     table = (out / "results.md").read_text()
     for script in SCRIPTS:
         value = measured(out / script.NAME)["drawn"]["fid"]["text"]
-        row = rf"^\| {script.NAME} \| 1 \| \*\*{value}\*\* .*2 x 30 \| 64, stem.pth \| sampling"
+        size = sum(p.numel() for p in script.load(out / script.NAME / "model.pt", "cpu").parameters()) / 1e6
+        row = (rf"^\| {script.NAME} \| {size:.2g} \| 1 \| [\d.e-]+ \| [\d.e-]+ \| \*\*{value}\*\* "
+               r".*2 x 30 \| 64, stem.pth \| sampling")
         assert re.search(row, table, re.M)
     assert table in first
     for name, size in (("cells", (60 + 16 * 58, 4 * (2 * 58 + 6))), ("types", (60 + 20 * 58, 8 * (58 + 6)))):
@@ -1450,12 +1452,14 @@ def test_the_curve_counts_images_and_core_hours(tmp_path, capsys):
 def test_the_table_joins_the_five_trainings(tmp_path, capsys):
     for seed, value in ((100, 1.0), (200, 2.0), (300, 3.0)):
         (tmp_path / f"cvae-seed{seed}").mkdir()
-        result = {"runs": [dict.fromkeys(fid.MEASURES, value)], "trained": {"epochs": 5}, "dims": 768,
-                  "weights": "w.pth", "images": 10000, "others": 7092, "device": "cpu", "floor": {}}
+        run = dict.fromkeys(fid.MEASURES, value) | {"sampling_seconds": 10 * value}
+        result = {"runs": [run], "trained": {"epochs": 5}, "parameters": 2e6, "dims": 768, "images": 10000,
+                  "weights": "w.pth", "others": 7092, "device": "cpu (2 threads)", "floor": {}}
         (tmp_path / f"cvae-seed{seed}" / "fid.json").write_text(json.dumps(result))
+    (tmp_path / "cvae-seed100" / "log.csv").write_text("epoch,seconds,images/s\n" + "1,900,20\n" * 5)
     report.main(["table", str(tmp_path)])
-    row = "| cvae | 5 | **2 ± 1** | 2 ± 1 | 2 ± 1 | 2 ± 1 | 3 x 10,000 | 768, w.pth | 3 trainings | cpu |"
-    assert row in capsys.readouterr().out
+    measured = "**2 ± 1** | 2 ± 1 | 2 ± 1 | 2 ± 1 | 3 x 10,000 | 768, w.pth | 3 trainings | 500"
+    assert f"| cvae | 2 | 5 | 0.09 | 2.5 | {measured} | cpu (2 threads) |" in capsys.readouterr().out
 
 
 # ---- what is shipped ----

@@ -27,50 +27,66 @@ SCRIPTS = (cvae, dcgan, ddpm)
 
 
 def table(out, names):
-    """A row a run: the means of its draws; the trainings <run>-seed100, -seed200 .. of RETRAIN=1 are one
-    row."""
+    """A row a run: what it took (of log.csv, if it is there) and the means of its draws; the trainings
+    <run>-seed100, -seed200 .. of RETRAIN=1 are one row."""
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
-        groups.setdefault(file.parent.name.split("-seed")[0], []).append(json.loads(file.read_text()))
-    head = "| run | epochs | FID | KID | precision | recall | images | features | ± is the spread of | on |"
-    lines = [head, "|---" * 10 + "|"]
-    for name, results in groups.items():
+        groups.setdefault(file.parent.name.split("-seed")[0], []).append(file)
+    head = ("| run | parameters, M | epochs | images seen, M | core-hours | FID | KID | precision | recall | "
+            "images | features | ± is the spread of | cells/s | on |")
+    lines = [head, "|---" * 14 + "|"]
+    for name, files in groups.items():
         if names and name not in names:
             continue
+        results = [json.loads(file.read_text()) for file in files]
         rows, one = [row for r in results for row in r["runs"]], results[0]
         cells = [fid.summary([row[k] for row in rows])["text"] for k in fid.MEASURES]
         of = f"{len(results)} trainings" if len(results) > 1 else "sampling, one training"
+        images, hours = effort(files[0].parent, one)
+        took = f"{images / 1e6:.3g} | {hours:.2g}" if images else " | "
+        rate = one["images"] / np.mean([row["sampling_seconds"] for row in rows])
         lines.append(
-            f"| {name} | {one['trained']['epochs']} | **{cells[0]}** | {' | '.join(cells[1:])} | "
-            f"{len(rows)} x {one['images']:,} | {one['dims']}, {one['weights']} | {of} | {one['device']} |"
+            f"| {name} | {one['parameters'] / 1e6:.2g} | {one['trained']['epochs']} | {took} | "
+            f"**{cells[0]}** | {' | '.join(cells[1:])} | {len(rows)} x {one['images']:,} | "
+            f"{one['dims']}, {one['weights']} | {of} | {rate:,.4g} | {one['device']} |"
         )
         if one["floor"]:
             floor = " | ".join(
                 fid.summary([r["floor"][k]["mean"] for r in results])["text"] for k in fid.MEASURES
             )
-            lines.append(f"| real, {one['images']:,} against {one['others']:,} | | {floor} | | | | |")
+            real = f"real, {one['images']:,} against {one['others']:,}"
+            lines.append(f"| {real} | | | | | {floor} | | | | | |")
     text = "\n".join(lines if groups else ["nothing is measured yet"]) + "\n"
     data.save(out / "results.md", lambda file: file.write(text.encode()))
     print(text, end="")
 
 
+def effort(folder, result, n=None):
+    """Images seen and core-hours of a run's first n epochs, at the median rate of all: other work on the
+    machine slows some of them. Zeros where the run left no log.csv."""
+    if not (folder / "log.csv").exists():
+        return 0, 0
+    epochs = list(csv.DictReader(open(folder / "log.csv")))
+    images = sum(float(e["seconds"]) * float(e["images/s"]) for e in epochs[:n])
+    threads = re.search(r"\((\d+) threads\)", result["device"])
+    hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
+    return round(images), hours * int(threads[1] if threads else 1)
+
+
 def curve(out):
-    """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours, at
-    the median rate of the epochs: other work on the machine slows some of them. What is left above the FID of
-    real cells after twice the time, as from the last stage but one to the last, allows an extrapolation."""
+    """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours.
+    What is left above the FID of real cells after twice the time, as from the last stage but one to the last,
+    allows an extrapolation."""
     rows, left = [], {}
     for s in SCRIPTS:
-        log = out / f"curve-{s.NAME}" / "log.csv"
-        epochs = list(csv.DictReader(open(log))) if log.exists() else []
-        stages = sorted(log.parent.glob("fid-*.json"), key=lambda f: int(f.stem[4:]))
+        folder = out / f"curve-{s.NAME}"
+        stages = sorted(folder.glob("fid-*.json"), key=lambda f: int(f.stem[4:]))
         for file in stages:
-            result, seen = json.loads(file.read_text()), epochs[: int(file.stem[4:])]
-            images = round(sum(float(e["seconds"]) * float(e["images/s"]) for e in seen))
-            hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
-            threads = re.search(r"\((\d+) threads\)", result["device"])
-            rows.append({"script": s.NAME, "epochs": len(seen), "fid": result["drawn"]["fid"]["mean"],
+            result, n = json.loads(file.read_text()), int(file.stem[4:])
+            images, hours = effort(folder, result, n)
+            rows.append({"script": s.NAME, "epochs": n, "fid": result["drawn"]["fid"]["mean"],
                          "floor": result["floor"]["fid"]["mean"] if result["floor"] else 0,
-                         "images": images, "core-hours": hours * int(threads[1] if threads else 1)})
+                         "images": images, "core-hours": hours})
             print("  ".join(f"{k} {v:.4g}" if k != "script" else v for k, v in rows[-1].items()))
         if len(stages) > 1:
             (a, b), power = rows[-2:], np.log(rows[-1]["images"] / rows[-2]["images"]) / np.log(2)
