@@ -1457,9 +1457,14 @@ def test_the_table_joins_the_five_trainings(tmp_path, capsys):
                   "weights": "w.pth", "others": 7092, "device": "cpu (2 threads)", "floor": {}}
         (tmp_path / f"cvae-seed{seed}" / "fid.json").write_text(json.dumps(result))
     (tmp_path / "cvae-seed100" / "log.csv").write_text("epoch,seconds,images/s\n" + "1,900,20\n" * 5)
+    (tmp_path / "earlier").mkdir()
+    earlier = {k: v for k, v in result.items() if k != "parameters"}
+    (tmp_path / "earlier" / "fid.json").write_text(json.dumps(earlier))
     report.main(["table", str(tmp_path)])
+    printed = capsys.readouterr().out
     measured = "**2 ± 1** | 2 ± 1 | 2 ± 1 | 2 ± 1 | 3 x 10,000 | 768, w.pth | 3 trainings | 500"
-    assert f"| cvae | 2 | 5 | 0.09 | 2.5 | {measured} | cpu (2 threads) |" in capsys.readouterr().out
+    assert f"| cvae | 2 | 5 | 0.09 | 2.5 | {measured} | cpu (2 threads) |" in printed
+    assert "| earlier |  | 5 |  |  | **3** |" in printed
 
 
 # ---- what is shipped ----

@@ -27,8 +27,8 @@ SCRIPTS = (cvae, dcgan, ddpm)
 
 
 def table(out, names):
-    """A row a run: what it took (of log.csv, if it is there) and the means of its draws; the trainings
-    <run>-seed100, -seed200 .. of RETRAIN=1 are one row."""
+    """A row a run: the size of what draws, what its training took (of log.csv, if it is there) and the means
+    of its draws; the trainings <run>-seed100, -seed200 .. of RETRAIN=1 are one row."""
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
         groups.setdefault(file.parent.name.split("-seed")[0], []).append(file)
@@ -44,9 +44,10 @@ def table(out, names):
         of = f"{len(results)} trainings" if len(results) > 1 else "sampling, one training"
         images, hours = effort(files[0].parent, one)
         took = f"{images / 1e6:.3g} | {hours:.2g}" if images else " | "
+        size = f"{one['parameters'] / 1e6:.2g}" if "parameters" in one else ""  # an earlier version's file
         rate = one["images"] / np.mean([row["sampling_seconds"] for row in rows])
         lines.append(
-            f"| {name} | {one['parameters'] / 1e6:.2g} | {one['trained']['epochs']} | {took} | "
+            f"| {name} | {size} | {one['trained']['epochs']} | {took} | "
             f"**{cells[0]}** | {' | '.join(cells[1:])} | {len(rows)} x {one['images']:,} | "
             f"{one['dims']}, {one['weights']} | {of} | {rate:,.4g} | {one['device']} |"
         )
@@ -62,8 +63,8 @@ def table(out, names):
 
 
 def effort(folder, result, n=None):
-    """Images seen and core-hours of a run's first n epochs, at the median rate of all: other work on the
-    machine slows some of them. Zeros where the run left no log.csv."""
+    """Images seen and core-hours (a GPU's: hours) of a run's first n epochs, at the median rate of all: other
+    work on the machine slows some of them. Zeros where the run left no log.csv."""
     if not (folder / "log.csv").exists():
         return 0, 0
     epochs = list(csv.DictReader(open(folder / "log.csv")))
