@@ -164,7 +164,9 @@ def ship(out):
     checkpoints = Path(__file__).parents[1] / "checkpoints"
     for s in SCRIPTS:
         model = data.read_torch(out / s.NAME / "model.pt")
-        model["weights"] = {k: v.half() if v.is_floating_point() else v for k, v in model["weights"].items()}
+        for k, v in model["weights"].items():  # matrices as bf16 products see them: every clone is smaller
+            if v.is_floating_point():
+                model["weights"][k] = (v.bfloat16() if v.ndim > 1 else v).half()
         data.save(checkpoints / f"{s.NAME}.pt", lambda file, model=model: torch.save(model, file))
     model = ddpm.load()
     labels = data.draw_labels(model.classes, 2048, None, 0)
