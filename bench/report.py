@@ -164,7 +164,7 @@ def ship(out):
     checkpoints = Path(__file__).parents[1] / "checkpoints"
     for s in SCRIPTS:
         model = data.read_torch(out / s.NAME / "model.pt")
-        for k, v in model["weights"].items():  # matrices as bf16 products see them: every clone is smaller
+        for k, v in model["weights"].items():  # matrices to the digits of bf16: every clone is smaller
             if v.is_floating_point():
                 model["weights"][k] = (v.bfloat16() if v.ndim > 1 else v).half()
         data.save(checkpoints / f"{s.NAME}.pt", lambda file, model=model: torch.save(model, file))
