@@ -76,8 +76,8 @@ def effort(folder, result, n=None):
 
 def curve(out):
     """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours.
-    What is left above the FID of real cells after twice the time, as from the last stage but one to the last,
-    allows an extrapolation."""
+    What is left above the FID of real cells after twice the time, as from the last stage of at most half the
+    images to the last, allows an extrapolation."""
     rows, left = [], {}
     for s in SCRIPTS:
         folder = out / f"curve-{s.NAME}"
@@ -90,7 +90,9 @@ def curve(out):
                          "images": images, "core-hours": hours})
             print("  ".join(f"{k} {v:.4g}" if k != "script" else v for k, v in rows[-1].items()))
         if len(stages) > 1:
-            (a, b), power = rows[-2:], np.log(rows[-1]["images"] / rows[-2]["images"]) / np.log(2)
+            mine, b = rows[-len(stages):], rows[-1]
+            a = next((r for r in mine[::-1] if r["images"] <= b["images"] / 2), mine[0])
+            power = np.log2(b["images"] / a["images"])
             left[s.NAME] = ((b["fid"] - b["floor"]) / (a["fid"] - a["floor"])) ** (1 / power)
             print(f"twice the time leaves {left[s.NAME]:.0%} of what is above the real cells' FID")
     result = {"curve": rows, "left after twice the time": left}
