@@ -1435,15 +1435,16 @@ def test_the_curve_counts_images_and_core_hours(tmp_path, capsys):
     run.mkdir()
     epochs = "".join(f"{k},0.5,1800,20\n" for k in range(1, 11))  # half an hour each, of 36,000 images
     (run / "log.csv").write_text("epoch,loss,seconds,images/s\n" + epochs)
-    for k, value in ((5, 0.4), (10, 0.1)):
+    for k, value in ((5, 0.4), (9, 0.05), (10, 0.1)):  # 9 is too near to 10 to tell how fast it falls
         result = {"drawn": {"fid": {"mean": value}}, "floor": {"fid": {"mean": 0.025}}}
         result["device"] = "cpu (2 threads)"
         (run / f"fid-{k}.json").write_text(json.dumps(result))
     report.main(["curve", str(tmp_path)])
     rows, left = json.loads((tmp_path / "curve.json").read_text()).values()
     assert left == {"ddpm": approx(0.075 / 0.375)}
-    assert [row["images"] for row in rows] == [180000, 360000] and [row["fid"] for row in rows] == [0.4, 0.1]
-    assert [row["core-hours"] for row in rows] == [5, 10] and "epochs 10" in capsys.readouterr().out
+    assert [row["images"] for row in rows] == [180000, 324000, 360000]
+    assert [row["fid"] for row in rows] == [0.4, 0.05, 0.1]
+    assert [row["core-hours"] for row in rows] == [5, 9, 10] and "epochs 10" in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size == (800, 300)
