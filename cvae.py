@@ -342,7 +342,7 @@ def main(argv=None):
                               args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
                               args.out.parent)
         result |= {**of, "parameters": sum(p.numel() for p in model.parameters()), "trained": trained,
-                   "sampler": sampler, "command": " ".join(["python", *sys.argv])}
+                   "sampler": sampler, "command": " ".join([data.LAUNCHER, *sys.argv])}
         data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

@@ -33,7 +33,6 @@ import fid
 NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "eta", "guidance")
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
              decay="none", ema=0, steps=0)
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's number of processes
 
 
 def get_args(argv=None):
@@ -262,7 +261,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidan
         raise data.UsageError(f"guidance {guidance}: the model was trained with --no-guide")
     w = 0.6 if guidance is None and model.guide else guidance or 0.0
     images = torch.zeros(n, *model.shape, dtype=torch.uint8, device=device)
-    world = WORLD if n > batch else 1                     # each process draws its share of the batches
+    world = data.WORLD if n > batch else 1                # each process draws its share of the batches
     for i in range(data.RANK % world * batch, n, world * batch):
         generator = torch.Generator(device).manual_seed(seed * 100003 + i)
         x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
@@ -334,7 +333,8 @@ def train(args):
         optimizers.append(Muon(hidden, args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
     last = args.epochs * math.ceil(len(images) / args.batch_size)
-    net = compiled(nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model, args.compile, last)
+    net = nn.parallel.DistributedDataParallel(model) if data.WORLD > 1 else model
+    net = compiled(net, args.compile, last)
     losses = []
 
     def save(epoch):
@@ -344,11 +344,12 @@ def train(args):
         for step, x, y in batches:
             x0 = to_model(x)
             t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x0)
-            mine = slice(data.RANK, None, WORLD) if data.RANK < len(x) else slice(1)  # its share of all
+            mine = slice(data.RANK, None, data.WORLD) if data.RANK < len(x) else slice(1)  # its share of all
             x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = model.diffusion.loss(lambda x, t, y=y: net(x, t, y), x0, t, epsilon)
-            loss = loss * len(range(data.RANK, len(x), WORLD)) * WORLD / len(x)  # a short batch's differ
+            share = len(range(data.RANK, len(x), data.WORLD)) / len(x)  # a short batch's differ
+            loss = loss * share * data.WORLD
             model.zero_grad()
             loss.sum().backward()
             for optimizer in optimizers:
@@ -357,7 +358,7 @@ def train(args):
                 optimizer.step()
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             losses.append(mean_over_processes(loss[:1]))  # the guide's is not told
-    if WORLD > 1:
+    if data.WORLD > 1:
         dist.barrier()                                    # model.pt is there for all of them
 
 
@@ -374,9 +375,9 @@ def update_ema(ema, model, decay):
 
 def mean_over_processes(loss):
     loss = loss.detach().clone()
-    if WORLD > 1:
+    if data.WORLD > 1:
         dist.all_reduce(loss)
-    return loss / WORLD
+    return loss / data.WORLD
 
 
 def compiled(net, when, n_steps):
@@ -513,7 +514,7 @@ def main(argv=None):
                               args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
                               args.out.parent)
         result |= {**of, "parameters": sum(p.numel() for p in model.parameters()), "trained": trained,
-                   "sampler": sampler, "command": " ".join(["python", *sys.argv])}
+                   "sampler": sampler, "command": " ".join([data.LAUNCHER, *sys.argv])}
         data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

@@ -280,8 +280,10 @@ def protocol(draw, real, runs=5, n=None, seed=100, dims=2048, weights="fid", dev
         if values:
             print(f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in result[title].items()))
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "scipy")}
-    threads = f"{device} ({torch.get_num_threads()} threads)"
-    return result | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+    where = (torch.cuda.get_device_name(device) if device.type == "cuda" else
+             f"{device} ({torch.get_num_threads()} threads)")
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    return result | {"device": f"{world} x {where}" if world > 1 else where,
                      "versions": {"python": platform.python_version(), **versions}}
 
 

@@ -974,7 +974,7 @@ def test_processes_share_the_drawing(n):
     torch.manual_seed(0)
     net, common = ddpm.UNet(unet="tiny", timesteps=6), dict(seed=7, steps=2, batch=4)
     alone, halves = ddpm.sample(net, n, **common), []
-    with mock.patch.object(ddpm, "WORLD", 2), mock.patch.object(ddpm.dist, "all_reduce"):
+    with mock.patch.object(data, "WORLD", 2), mock.patch.object(ddpm.dist, "all_reduce"):
         for rank in (0, 1):
             with mock.patch.object(data, "RANK", rank):
                 halves.append(ddpm.sample(net, n, **common))
@@ -1004,8 +1004,13 @@ def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the
     assert a["head.2.weight"].any() and a["guide.head.2.weight"].any()  # zero at first: both have learned
     for k in a:
         torch.testing.assert_close(a[k], b[k], atol=2e-3, rtol=1e-2)
-    a, b = (measured(tmp_path / n)["drawn"]["fid"]["mean"] for n in ("one", "two"))
-    assert a == approx(b, rel=0.05)
+    one, two = (measured(tmp_path / n) for n in ("one", "two"))
+    assert one["drawn"]["fid"]["mean"] == approx(two["drawn"]["fid"]["mean"], rel=0.05)
+    assert two["device"] == "2 x cpu (1 threads)"
+    assert re.match("torchrun --nproc_per_node=2 .*ddpm.py --data", two["command"])
+    for run in one, two:  # the core-hours of both are counted
+        hours = report.effort(tmp_path / "two", run)[1] / report.effort(tmp_path / "two", two)[1]
+        assert hours == (int(re.search(r"\d+", one["device"])[0]) / 2 if run is one else 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")

@@ -10,6 +10,7 @@ The pictures and what is shipped are of out/<script>/model.pt.
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -69,9 +70,9 @@ def effort(folder, result, n=None):
         return 0, 0
     epochs = list(csv.DictReader(open(folder / "log.csv")))
     images = sum(float(e["seconds"]) * float(e["images/s"]) for e in epochs[:n])
-    threads = re.search(r"\((\d+) threads\)", result["device"])
     hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
-    return round(images), hours * int(threads[1] if threads else 1)
+    cores = re.findall(r"^(\d+) x |\((\d+) threads\)", result["device"])  # processes, threads of each
+    return round(images), hours * math.prod(int(a or b) for a, b in cores)
 
 
 def curve(out):
