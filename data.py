@@ -25,7 +25,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, drawn by the DDPM
 RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
 WORLD = int(os.environ.get("WORLD_SIZE", 1))  # how many they are
-LAUNCHER = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"
+LAUNCHER = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"  # of fid.json's command
 
 
 class UsageError(ValueError):
