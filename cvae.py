@@ -1,51 +1,83 @@
-"""Convolutional variational autoencoder on 28 x 28 blood cells (Kingma & Welling, 2014).
+"""Convolutional variational autoencoder on 28 x 28 blood cells (VAE, Kingma & Welling, 2014).
 
-An encoder turns an image into a Gaussian over codes, a decoder turns a code into an image; they learn
-together a bound of the data's likelihood.
+An encoder turns an image into a Gaussian over latents, a decoder turns a latent into an image. Together they
+learn a bound of the data's likelihood.
 
-    python cvae.py --sample 64              draw cells from the trained model that comes along
+Measured: FID-768 0.4059 ± 0.0012 after 26 epochs (five draws of 10,000 samples; a CPU core, torch 2.14.1).
+README.md says what the figure means, RESULTS.md how it was measured.
+
+    python cvae.py --sample 64              sample from the pretrained model
     python cvae.py                          train on BloodMNIST, into out/cvae
-    python cvae.py --resume                 go on where a run was stopped
+    python cvae.py --resume                 continue a run that was stopped
     python cvae.py --paper                  train with the paper's settings
-    python cvae.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std
-
-Measured: FID-768 0.4059 ± 0.0012 after 26 epochs (five draws of 10,000 cells; a CPU core,
-torch 2.14.1). README.md says what the figure means, RESULTS.md by which commands it came about.
+    python cvae.py --resume --fid-runs 5    measure what was trained: FID, mean ± std of five draws
 """
+import argparse
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
 import data
 import fid
 
-NAME, LOSSES, SAMPLER = "cvae", ("loss", "nll", "kl"), ("prior",)
+NAME = "cvae"
+LOSSES = ("loss", "nll", "kl")
+SAMPLER = ("prior",)
 PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior="normal", kl_weight=0.75)
+DECODERS = ("residual", "transposed")
+LIKELIHOODS = ("gaussian", "bernoulli")
+PRIORS = ("fitted", "normal")
 
 
 def get_args(argv=None):
-    p = data.Parser(__doc__)
-    add = p.add_argument_group("model and training").add_argument
-    add("--latent-dim", type=data.number(int, 1, 1000), default=128, help="size of the code (paper: 64)")
-    add("--decoder", choices=("residual", "transposed"), default="residual",
+    p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
+    add = p.add_argument_group("model").add_argument
+    add("--latent-dim", type=data.number(int, 1, 1000), default=128, help="size of the latent (paper: 64)")
+    add("--decoder", choices=DECODERS, default="residual",
         help="residual blocks, or the paper's transposed convolutions")
-    add("--likelihood", choices=("gaussian", "bernoulli"), default="gaussian",
+    add("--likelihood", choices=LIKELIHOODS, default="gaussian",
         help="of a pixel: with a learned width, or the paper's cross-entropy")
+    add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
+    add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam")
-    add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
-    add = p.add_argument_group("sampling").add_argument
-    add("--prior", choices=("fitted", "normal"), default="fitted",
-        help="codes to draw from: a Gaussian fitted to the codes of each class, or N(0, I) (paper)")
-    return p.parse(argv, NAME, PAPER, SAMPLER)
+    add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
+    add("--classes", action="store_true", help="learn the labels as a condition")
+    add("--augment", action="store_true", help="flip and turn the training images at random")
+    add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
+        help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--out", type=Path, help=f"folder of the run; else out/{NAME}")
+    add("--resume", action="store_true", help="continue the run in --out, with its own settings")
+    add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
+    add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
+    add = p.add_argument_group("data, sampling and measuring").add_argument
+    add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
+    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    add("--split", choices=("train", "val", "test", "all"), default="all", help="part of the data")
+    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
+    add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
+    add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
+    add("--label", help="with --sample: a class, by name or number; else as in the training data")
+    add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000, or all there are")
+    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
+    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    add("--prior", choices=PRIORS, default="fitted",
+        help="of the latents: a Gaussian fitted to those of each class, or N(0, I) (paper)")
+    return read_args(p, argv)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -72,13 +104,14 @@ class Residual(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder: image -> mean and log-variance of the code. Decoder: code -> logits of the image.
+    """Encoder: image -> mean and log-variance of the latent. Decoder: latent -> logits of the image.
     classes: {name: images of it in the training data}, empty for a model without labels."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=128, decoder="residual"):
         super().__init__()
-        self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self.classes, self.latent_dim = dict(classes), latent_dim
+        data.choose("decoder", decoder, DECODERS)
+        self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.shape, self.classes, self.latent_dim = tuple(shape), dict(classes), latent_dim
         self.label = nn.Embedding(len(classes), 2 * latent_dim) if classes else None
         code = latent_dim + len(classes)                     # the decoder sees the label, one-hot
         full, half, quarter, eighth = (shape[1] // 2 ** k for k in range(4))  # 28, 14, 7, 3
@@ -99,9 +132,9 @@ class VAE(nn.Module):
                 Residual(128), nn.Upsample(half), nn.Conv2d(128, 64, 3, padding=1),
                 Residual(64), nn.Upsample(full), nn.Conv2d(64, 32, 3, padding=1),
                 Residual(32), GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, shape[0], 3, padding=1))
-        groups = max(len(classes), 1)                        # the prior: N(mean, root root^T), one a class
+        groups = max(len(classes), 1)                        # the prior: N(mean, L L^T), one a class
         self.register_buffer("mean", torch.zeros(groups, latent_dim))
-        self.register_buffer("root", torch.eye(latent_dim).repeat(groups, 1, 1))
+        self.register_buffer("cholesky", torch.eye(latent_dim).repeat(groups, 1, 1))
         if classes:
             nn.init.zeros_(self.label.weight)
 
@@ -126,26 +159,27 @@ def reparameterize(mu, logvar):
 
 
 def kl_divergence(mu, logvar):
-    """KL(N(mu, sigma^2) || N(0, I)), summed over the code: (B, latent) -> (B,). Kingma & Welling app. B."""
+    """KL(N(mu, sigma^2) || N(0, I)), summed over the latent: (B, latent) -> (B,). Kingma & Welling app. B."""
     return 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum(1)
 
 
 def negative_log_likelihood(logits, x, likelihood):
     """-log p(x | z) in nats an image, x (B, C, H, W) in [0, 1].
 
-    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), s^2), with the one width s
-    that makes the batch most likely, its mean squared error (Rybkin et al., 2021, eq. 4): the sharper the
-    decoder, the more detail counts."""
+    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), sigma^2), with the one sigma
+    that makes the batch most likely (Rybkin et al., 2021, eq. 4): the sharper the decoder, the more detail
+    counts. sigma is at least that of rounding to uint8."""
+    data.choose("likelihood", likelihood, LIKELIHOODS)
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
-    mse = F.mse_loss(logits.sigmoid(), x)
+    mse = F.mse_loss(logits.sigmoid(), x).clamp(min=(1 / 255) ** 2 / 12)
     return 0.5 * x[0].numel() * (1 + math.log(2 * math.pi) + mse.log())
 
 
 def objective(model, x, y, kl_weight=1.0, likelihood="gaussian"):
-    """The negative evidence bound, NLL + beta KL (Higgins et al., 2017), in nats an image.
+    """The negative evidence bound, NLL + beta KL (Higgins et al., 2017), in nats an image: loss, nll, kl.
 
-    x: (B, C, H, W) in [0, 1], which both likelihoods need. y: labels (B,) or None. Returns loss, nll, kl."""
+    x: (B, C, H, W), what to_model() gives, in [0, 1]. y: labels (B,) or None."""
     mu, logvar = model.encode(x, y)
     nll = negative_log_likelihood(model.decode(reparameterize(mu, logvar), y).float(), x, likelihood)
     kl = kl_divergence(mu, logvar).mean()
@@ -163,20 +197,22 @@ def from_model(logits):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Sampling: codes from the prior, decoded to each pixel's mean.
+# Sampling: latents from the prior, decoded to each pixel's mean.
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch_size=1000):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
-    (n,) of numbers, or None for the proportions of the training data. prior: "fitted" or "normal"."""
+def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch=None):
+    """n samples, uint8 (n, C, H, W) on the CPU, which the seed fixes. label: as data.draw_labels has it.
+    prior: "fitted" or "normal". batch: samples at a time; None: 1000 of 28 x 28, fewer of larger."""
+    data.choose("prior", prior, PRIORS)
     labels, device, images = data.draw_labels(model.classes, n, label, seed), model.mean.device, []
-    generator = torch.Generator(device).manual_seed(seed)
-    for i in range(0, n, batch_size):
-        z = torch.randn(min(batch_size, n - i), model.latent_dim, generator=generator, device=device)
-        y = None if labels is None else labels[i:i + batch_size].to(device)
+    generator = torch.Generator(device).manual_seed(int(seed))
+    batch = batch or max(1, 1000 * 28 ** 2 // math.prod(model.shape[1:]))
+    for i in data.progress(range(0, n, batch), "sampling"):
+        z = torch.randn(min(batch, n - i), model.latent_dim, generator=generator, device=device)
+        y = None if labels is None else labels[i:i + batch].to(device)
         if prior == "fitted":
             k = slice(1) if y is None else y
-            z = model.mean[k] + (model.root[k] @ z[..., None])[..., 0]
+            z = model.mean[k] + (model.cholesky[k] @ z[..., None])[..., 0]
         with data.autocast(device, dtype):
             images.append(from_model(model.decode(z, y)).cpu())
     return torch.cat(images)
@@ -184,166 +220,243 @@ def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch_siz
 
 @torch.inference_mode()
 def fit_prior(model, images, labels):
-    """Fits a Gaussian to the codes z ~ q(z | x) of each class (Ghosh et al., 2020). Its covariance is drawn
-    towards that of all codes, as by D more of them: that of few would be singular."""
-    generator, codes = torch.Generator(images.device).manual_seed(0), []
+    """Fits a Gaussian to the latents z ~ q(z | x) of each class (Ghosh et al., 2020). Its covariance is drawn
+    towards that of all latents, as by D more of them: that of few would be singular."""
+    generator, latents = torch.Generator(images.device).manual_seed(0), []
     for i in range(0, len(images), 1000):
         mu, logvar = model.encode(to_model(images[i:i + 1000]), labels[i:i + 1000])
-        codes.append(mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator, device=mu.device))
-    codes, d = torch.cat(codes), model.latent_dim
-    whole = codes.T.cov(correction=0) + 1e-4 * torch.eye(d, device=codes.device)
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        latents.append(mu + (0.5 * logvar).exp() * noise)
+    latents, d = torch.cat(latents), model.latent_dim
+    whole = latents.T.cov(correction=0) + 1e-4 * torch.eye(d, device=latents.device)
     for k in range(len(model.mean)):
-        z = codes[labels == k] if model.classes else codes
+        z = latents[labels == k] if model.classes else latents
         if n := len(z):
             model.mean[k] = z.mean(0)
-            model.root[k] = torch.linalg.cholesky((n * z.T.cov(correction=0) + d * whole) / (n + d))
+            covariance = (n * z.T.cov(correction=0) + d * whole) / (n + d)
+            model.cholesky[k] = torch.linalg.cholesky(covariance)
 
 
 # ----------------------------------------------------------------------------------------------------
 # Training.
 
 def train(args):
-    images, labels, classes = training_data(args)
+    images, labels, names = data.load(args.data, args.root, args.split, args.size)
+    about = data.describe(images, labels, names)
+    held_out = validation_part(args, len(images))
+    images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
-    model = VAE(tuple(images.shape[1:]), classes, args.latent_dim, args.decoder)
+    model = VAE(about["shape"], about["classes"] if args.classes else {}, args.latent_dim, args.decoder)
     model = model.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     state = {"model": model, "optimizer": optimizer}
+    rows = begin(args, state, about)
 
-    def save(epoch):
-        fit_prior(model, images, labels)
-        save_model(args, model, epoch)
-
-    losses = []
-    for batches in epochs(args, images, labels, state, losses, save):
-        for _, x, y in batches:
+    saved = time.monotonic()
+    for epoch in range(len(rows), args.epochs):
+        torch.manual_seed(args.seed * 100003 + epoch)        # an epoch's randomness: from (seed, epoch) alone
+        began, losses = time.time(), []
+        for x, y in data.batches(images, labels, args.batch_size, args.augment, args.balance):
             with data.autocast(args.device, args.dtype):
                 loss, nll, kl = objective(model, to_model(x), y, args.kl_weight, args.likelihood)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(torch.stack([loss, nll, kl]).detach())
+        val_loss = validate(args, model, *held_out) if held_out else None
+        log(args, rows, losses, len(images), time.time() - began, val_loss)
+        if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
+            fit_prior(model, images, labels)
+            save_model(args, model, about, len(rows))
+            save_checkpoint(args, state, rows, about)        # last: a run killed before it repeats the epoch
+            saved = time.monotonic()
 
 
-# ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
+@torch.no_grad()
+def validate(args, model, images, labels):
+    """The loss on held-out images, with the same noise each time, so that epochs compare."""
+    torch.manual_seed(0)
+    total = 0
+    for x, y in zip(images.split(args.batch_size), labels.split(args.batch_size), strict=True):
+        with data.autocast(args.device, args.dtype):
+            total += len(x) * objective(model, to_model(x), y, args.kl_weight, args.likelihood)[0]
+    return total.item() / len(images)
 
-def training_data(args):
-    """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
-    images, labels = data.load(args.data, args.root, args.split, args.size)
-    if args.fid_runs:  # what the FID after the training will need
-        fid.how_many(args.fid_samples, len(images))
-        fid.network(args.dims, args.weights)
-    classes = data.classes(args.data, labels) if args.classes else {}
-    return images.to(args.device), labels.to(args.device), classes
+
+# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py ----
+
+def read_args(p, argv):
+    """The flags. --paper and --resume set the defaults of what is not given. Nothing is replaced unasked."""
+    p.error = data.refuse
+    args = p.parse_args(argv)
+    if args.paper:
+        p.set_defaults(**PAPER)
+        args = p.parse_args(argv)
+        flags = {k.replace("_", "-"): getattr(args, k) for k in PAPER}
+        print("the paper's settings:", *(f"--{'no-' * (v is False)}{k}" if isinstance(v, bool) else f"--{k} {v}"
+                                         for k, v in flags.items()))
+    named, args.out = args.out, args.out or Path("out") / NAME
+    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
+    if not (args.sample or args.ckpt):  # a training
+        if args.resume:
+            then = data.read_torch(ckpt)["settings"]
+            paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
+            p.set_defaults(**then)
+            now = vars(p.parse_args(argv)) | paper
+            if other := [k for k in then if k not in ("data", "root", "epochs") and now[k] != then[k]]:
+                raise data.Error("--resume with other settings: " + ", ".join(
+                    f"{k} {then[k]} then, {now[k]} now" for k in other))
+            vars(args).update({k: now[k] for k in then})
+        elif not args.overwrite and (model.exists() or ckpt.exists()):
+            raise data.Error(f"{args.out} holds a run: --resume continues it, --overwrite trains anew")
+        return args
+    if not args.ckpt:
+        if not model.exists() and (named or ckpt.exists()):
+            raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
+        args.ckpt = model if model.exists() else "pretrained"
+    elif model.exists() and not (Path(args.ckpt).exists() and model.samefile(args.ckpt)):
+        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another folder with --out")
+    if args.sample and not args.overwrite and any((args.out / f).exists() for f in ("samples.npz", "samples")):
+        raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
+    trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
+    p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
+    now = p.parse_args(argv)
+    if args.sample and now.data != trained["data"]:
+        raise data.Error(f"--data {now.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
+    vars(args).update({k: getattr(now, k) for k in ("data", "root", "split", "size")})
+    return args
 
 
-def epochs(args, images, labels, state, losses, save_model):
-    """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is the end
-    of an epoch: a run that was killed anywhere goes on from there, to the same end."""
-    path, n, rows = args.out / "ckpt.pt", len(images), []
-    names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
+def settings(args):
+    """What makes a training what it is; --resume starts from it."""
+    free = {"device", "out", "resume", "overwrite", "paper", "compile", "sample", "ckpt", "label", "png",
+            "fid_runs", "fid_samples", "dims", "weights", *SAMPLER}
+    return {k: v for k, v in vars(args).items() if k not in free}
+
+
+def validation_part(args, n):
+    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most, so
+    that the loss on them takes less than 3 % of an epoch."""
+    if args.split != "train":
+        return None
+    try:
+        images, labels, _ = data.load(args.data, args.root, "val", args.size)
+    except data.Error:
+        return None
+    n = max(1, n // 12)
+    return images[:n].to(args.device), labels[:n].to(args.device)
+
+
+def begin(args, state, about):
+    """The rows of the log that --resume continues, else []. Checks what can be known before the first step."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        raise data.Error(f"{NAME}.py runs in one process; of the three only ddpm.py takes torchrun")
+    n, rows = sum(about["classes"].values()), []
+    if args.fid_runs:
+        fid.check(n, args.fid_samples, args.dims, args.weights)
     if args.resume:
-        ckpt = data.read_torch(path)
-        then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
-        if other := [k for k in then | now if then.get(k) != now.get(k)]:
-            raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {then.get(k)} then, {now.get(k)} now" for k in other))
+        ckpt = data.read_torch(args.out / "ckpt.pt")
+        for k, then in ckpt["data"].items():
+            if about[k] != then:
+                raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
-    start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
-    precision = "bf16" if data.bf16(args.device, args.dtype) else "fp32"
-    print(f"{args.data}, {args.split}: {n:,} images of {[*images.shape[1:]]}; {size:.1f} M parameters; "
-          f"{args.device}, {precision}; {start} of {args.epochs} epochs done", flush=True)
-
-    def checkpoint():
-        ckpt = {k: part.state_dict() for k, part in state.items()} | {"settings": args.settings, "rows": rows}
-        data.save(path, lambda file: torch.save(ckpt, file))
-
-    def batches():
-        for i, (x, y) in enumerate(data.batches(images, labels, args.batch_size, args.augment), 1):
-            yield epoch * per_epoch + i, x, y
-            if i == 10 and epoch == start:
-                minutes = (time.time() - began) / 600 * (per_epoch * (args.epochs - start) - 10)
-                print(f"about {minutes:.0f} minutes to epoch {args.epochs}", flush=True)
-
+        rows = ckpt["rows"]
+    steps = data.n_batches(n, args.batch_size)
+    print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
+          ", ".join(f"{name} {count}" for name, count in about["classes"].items()))
+    print(f"{sum(p.numel() for p in state['model'].parameters()) / 1e6:.1f} M parameters; {args.device}, "
+          f"{'bf16' if data.bf16(args.device, args.dtype) else 'fp32'}; {steps} steps an epoch, "
+          f"{steps * args.epochs:,} in all; {len(rows)} of {args.epochs} epochs done", flush=True)
     if not rows:
-        checkpoint()  # a disk that takes none is found now
-        for stale in ("model.pt", "log.csv", "fid.json"):
+        save_checkpoint(args, state, rows, about)  # a disk that takes none is found now
+    if len(rows) < args.epochs:  # results do not outlive what they came from
+        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv"):
             (args.out / stale).unlink(missing_ok=True)
-    for epoch in range(start, args.epochs):
-        torch.manual_seed(args.seed * 100003 + epoch)
-        began = time.time()
-        losses.clear()
-        yield batches()
-        values = torch.stack(losses).float().cpu()
-        if not values.isfinite().all():
-            i = values.isfinite().all(1).long().argmin().item()
-            raise ValueError(f"{', '.join(LOSSES)} {values[i].tolist()} at epoch {epoch + 1}, step {i + 1}; "
-                             "try a lower --lr")
-        seconds = time.time() - began
-        rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
-        print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
-        data.save(args.out / "log.csv", lambda file: np.savetxt(
-            file, rows, "%.6g", ",", header=",".join(names), comments=""))
-        if epoch + 1 == args.epochs or time.time() - path.stat().st_mtime > 60:
-            save_model(epoch + 1)
-            checkpoint()  # last: a run that is killed before it does the epoch again
+    return rows
 
 
-def save_model(args, net, epoch, **sampler):
-    """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
+def log(args, rows, losses, n, seconds, val_loss=None):
+    """Adds the epoch's row, prints it and writes log.csv. losses: a tensor a step, its values named by LOSSES."""
+    means = torch.stack(losses).float().mean(0).tolist()
+    if len(means) != len(LOSSES):
+        raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
+    row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
+    if not all(map(math.isfinite, means)):
+        raise data.Error(f"not finite: {row}; try a lower --lr", 1)
+    row |= {} if val_loss is None else {"val_loss": val_loss}
+    rows.append(row | {"seconds": seconds, "images/s": n / seconds})
+    left = f"{(args.epochs - len(rows)) * seconds / 60:.0f} minutes left"
+    print(*(f"{k} {v:.5g}" for k, v in rows[-1].items()), left, sep="  ", flush=True)
+    with data.atomic(args.out / "log.csv") as file:
+        np.savetxt(file, [[*row.values()] for row in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
+
+
+def save_checkpoint(args, state, rows, about):
+    ckpt = {k: part.state_dict() for k, part in state.items()}
+    with data.atomic(args.out / "ckpt.pt") as file:
+        torch.save(ckpt | {"settings": settings(args), "data": about, "rows": rows}, file)
+
+
+def save_model(args, net, about, epochs, **sampler):
+    """model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
     images = sample(net, len(kinds) if net.classes else 64, kinds, dtype=args.dtype, **sampler)
-    data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
-    trained = args.settings | {"epochs": epoch}
-    model = {"script": NAME, "model": net.settings, "weights": net.state_dict(), "trained": trained}
-    data.save(args.out / "model.pt", lambda file: torch.save(model, file))
+    data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
+    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    with data.atomic(args.out / "model.pt") as file:
+        torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
+                    "trained": trained}, file)
 
 
-def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError for other files."""
-    path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
+def load(path="pretrained", device=None):
+    """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
+    path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
     ckpt = data.read_torch(path)
-    try:
-        model = Model(**ckpt["model"]) if ckpt["script"] == NAME else None
-        model.load_state_dict(ckpt["weights"])
-        model.trained = ckpt["trained"]
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no model.pt of {NAME}.py: {data.one_line(error)}") from None
+    script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
+    if script != NAME:
+        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model.pt'}, not of {NAME}.py", 1)
+    model = Model(**ckpt["model_args"])
+    fit = {k: v.shape for k, v in model.state_dict().items()}
+    found = {k: v.shape for k, v in ckpt["weights"].items()}
+    if other := [k for k in fit | found if fit.get(k) != found.get(k)]:
+        raise data.Error(f"{path}: {len(other)} weights do not fit today's network, such as {other[0]}", 1)
+    model.load_state_dict(ckpt["weights"])
+    model.trained = ckpt["trained"]
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
 
 def main(argv=None):
     args = get_args(argv)
     if not (args.sample or args.ckpt):
-        train(args)
+        try:
+            train(args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues from the last saved epoch")
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"
-    shipped = not args.ckpt and not path.exists()
-    model = load(None if shipped else path, args.device)
+    model = load(path, args.device)
     trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{args.out} holds no model: this is the one that comes along" if shipped else path,
-          trained["data"], f"{trained['epochs']} epochs", sep=", ")
+    print(f"{path}: trained on {trained['data']} for {trained['epochs']} epochs")
     if args.sample:
-        if "data" in args.given and args.data != trained["data"]:
-            raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
         seconds = time.time() - began
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
+        print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
     if args.fid_runs:
-        of = {k: getattr(args, k) if k in args.given else trained[k] for k in ("data", "split", "size")}
-        real, _ = data.load(of["data"], args.root, of["split"], of["size"])
-        print("against", *of.values())
+        real, _, _ = data.load(args.data, args.root, args.split, args.size)
+        print(f"against {args.data}, {args.split}")
+        net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
-                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
-                              args.out.parent)
-        result |= {**of, "parameters": sum(p.numel() for p in model.parameters()), "trained": trained,
-                   "sampler": sampler, "command": " ".join([data.LAUNCHER, *sys.argv])}
-        data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+                              args.fid_samples, net, args.out.parent)
+        result |= {"data": args.data, "split": args.split, "size": real.shape[2], "trained": trained,
+                   "parameters": sum(p.numel() for p in model.parameters()), "sampler": sampler,
+                   "command": " ".join(["python", *sys.argv])}
+        with data.atomic(args.out / "fid.json") as file:
+            file.write(json.dumps(result, indent=1).encode())
+        print(fid.text(result))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""Images in, files out, and the flags that the scripts share.
+"""A tiny loader: a MedMNIST set, an .npz or a folder of pictures in; samples and checkpoints out.
 
-    images, labels = data.load("bloodmnist")            # uint8 (17092, 3, 28, 28), int64 (17092,)
-    for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): every image
+    images, labels, names = data.load("bloodmnist")     # uint8 (17092, 3, 28, 28), int64 (17092,), 8 names
+    for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): one epoch
 """
 import argparse
-import ctypes
+import contextlib
+import hashlib
+import io
 import os
-import signal
+import re
+import shutil
 import sys
-import tempfile
+import time
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,333 +25,420 @@ from tqdm import tqdm
 NAMES = ("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist",
          "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist")
 SPLITS = ("train", "val", "test")
+SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+             "test": "test", "testing": "test"}
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
-DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, drawn by the DDPM
-RANK = int(os.environ.get("RANK", 0))  # of torchrun's processes the first alone writes
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # how many they are
-LAUNCHER = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"  # of fid.json's command
+SAVE_EVERY = 60  # seconds between the checkpoints of a training
+DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, samples of a DDPM
 
 
-class UsageError(ValueError):
-    """A wrong value that the user gave: exit code 2."""
+class Error(ValueError):
+    """What a user can cause and mend: one line. code: 2 for bad usage, 1 for a failure."""
+
+    def __init__(self, message, code=2):
+        super().__init__(message)
+        self.code = code
 
 
 # ---- images in ----
 
-def load(source="bloodmnist", root=None, split="all", size=28):
-    """Images uint8 (N, C, H, W), C 1 or 3, and labels int64 (N,) of a set.
+def load(source="bloodmnist", root=None, split="all", size=None):
+    """Images uint8 (N, C, H, W), C 1 or 3, labels int64 (N,) and the names of the classes, a list.
 
-    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz or a folder of pictures, a subfolder a
-    class. root: where named sets are, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val", "test" or
-    "all". size: the side of a named set's or a folder's images. Of several findings (ChestMNIST) the first
-    counts, from 1. Raises ValueError where it is not such a set, FileNotFoundError where there is none."""
-    if is_folder(source):
-        return load_folder(Path(source), split, size)
-    path, splits = locate(source, root, size), SPLITS if split == "all" else (split,)
+    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz file or a folder of pictures, a subfolder a
+    class. root: the folder of named sets, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val", "test"
+    or "all". size: the side of the images. None: 28, or what an .npz has; 0: pictures at their own size.
+    Of several findings (ChestMNIST) the first counts, from 1. Raises Error."""
+    choose("split", split, (*SPLITS, "all"))
+    if source not in (*NAMES, "demo") and Path(source).is_dir():
+        return load_folder(Path(source), split, 28 if size is None else size)
+    path = locate(source, root, size or 28)
     try:
         with np.load(path, allow_pickle=False) as file:
-            parts = [(file[f"{s}_images"], file[f"{s}_labels"]) for s in splits]
-        x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        found = f"images {x.dtype} {x.shape}, labels {y.dtype} {y.shape}"
-        if y.ndim == 2 and y.shape[1] > 1:
-            y = np.where(y.any(1), y.argmax(1) + 1, 0)
-        side, other, channels = (*x.shape[1:], 1)[:3]
-        if not (x.size and x.dtype == np.uint8 and x.ndim in (3, 4) and channels in (1, 3)
-                and side == other and side in range(16, 257, 4) and all(len(a) == len(b) for a, b in parts)
-                and y.size == len(x) and y.dtype.kind in "iu" and 0 <= y.min() <= y.max() <= 999):
-            raise ValueError(f"{found}, not uint8 N x S x S (x 3), S 16, 20 .. 256, a label below 1000 each")
+            whole = "images" in file and split == "all"  # samples.npz, which has no splits
+            prefixes = [""] if whole else [f"{s}_" for s in (SPLITS if split == "all" else (split,))]
+            x = [file[f"{p}images"] for p in prefixes]
+            y = [file[f"{p}labels"] if f"{p}labels" in file or not whole else np.zeros(len(x[0]), int)
+                 for p in prefixes]
+            names = file["class_names"].tolist() if "class_names" in file else []
+        if not all(len(a) == len(b) for a, b in zip(x, y, strict=True)):
+            raise ValueError(f"{[*map(len, x)]} images, {[*map(len, y)]} labels")
+        x = x[0] if len(x) == 1 else np.concatenate(x)
+        labels, several = read_labels(np.concatenate(y))
+        check_array(x, labels)
     except Exception as error:  # numpy and zipfile meet foreign bytes with a dozen types
         advice = "delete it to have it fetched again" if source in NAMES else \
-            f"--data takes an .npz with the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}"
-        raise ValueError(f"{path} is not a readable MedMNIST file: {one_line(error)}; {advice}") from error
-    labels = torch.from_numpy(y.reshape(-1).astype(np.int64))
-    return channels_first(x.reshape(len(x), side, side, channels)), labels
+            f"an .npz set has the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}, or images, labels"
+        raise Error(f"{path} is not a readable MedMNIST file: {one_line(error)}; {advice}", 1) from error
+    if size and x.shape[1] != size:
+        raise Error(f"--size {size}: {path} holds images of {x.shape[1]} x {x.shape[2]}")
+    if source in NAMES:
+        from medmnist import INFO  # here alone: it takes seconds
+        names = ["none"] * several + [*INFO[source]["label"].values()]
+    classes = int(labels.max()) + 1
+    if names and not len(set(names)) == len(names) >= classes:
+        raise Error(f"{path}: class_names {names} do not name the {classes} classes of its labels", 1)
+    x = torch.from_numpy(x.reshape(*x.shape[:3], -1)).permute(0, 3, 1, 2)  # stays channels last in memory
+    return x, labels, [str(name) for name in names] or [str(k) for k in range(classes)]
 
 
-def channels_first(x):
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+def read_labels(y):
+    """An array of labels, (N,), (N, 1) or (N, K) of 0 and 1 -> int64 (N,), and whether there were several."""
+    several = y.ndim == 2 and y.shape[1] > 1
+    if several:
+        y = np.where(y.any(1), y.argmax(1) + 1, 0)
+    if y.dtype.kind not in "iu" or not (y.size and 0 <= y.min() <= y.max() <= 999):
+        raise ValueError(f"labels {y.dtype} {y.shape}, not a whole number from 0 to 999 each")
+    return torch.from_numpy(y.reshape(-1).astype(np.int64)), several
+
+
+def check_array(x, labels):
+    side, other, channels = (*x.shape[1:], 1)[:3] if x.ndim in (3, 4) else (0, 1, 0)
+    if not (x.dtype == np.uint8 and side == other and side in range(16, 257, 4) and channels in (1, 3)
+            and len(x) == len(labels)):
+        raise ValueError(f"images {x.dtype} {x.shape}, labels {tuple(labels.shape)}, not uint8 N x S x S (x 3), "
+                         "S 16, 20 .. 256, and a label each")
 
 
 def locate(source, root=None, size=28):
-    """The .npz file of a set: itself or <root>/<name>[_<size>].npz, fetched by medmnist."""
-    root = Path(root or os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
-    path = root / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
+    """The .npz file of a set: itself or <root>/<name>[_<size>].npz, which medmnist fetches."""
     if source not in NAMES:
         path = DEMO if source == "demo" else Path(source)
         if path.suffix != ".npz":
-            raise UsageError(f"{source!r} is no .npz, no folder, not demo and not one of {', '.join(NAMES)}")
+            raise Error(f"{str(source)!r} is no .npz, no folder, not demo and not one of {', '.join(NAMES)}")
         if not path.is_file():
-            raise FileNotFoundError(f"no data file at {path}")
-    elif not path.is_file():
-        import medmnist  # here alone: a local file needs numpy only
-        info = medmnist.INFO[source]
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root) as tmp:  # it appears at `path` only when it is whole
-                getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
-                os.replace(Path(tmp) / path.name, path)
-        except Exception as error:  # no network, a wrong md5, no space: the user's next step is the same
-            url = info["url"] if size == 28 else info[f"url_{size}"]
-            raise FileNotFoundError(f"no file at {path}, and the download from {url} failed ({error!r:.60}); "
-                                    "put it there, or name its folder with --root") from error
+            raise Error(f"no file at {path}", 1)
+        return path
+    if size not in (28, 64, 128, 224):
+        raise Error(f"--size {size}: MedMNIST has 28, 64, 128 and 224")
+    root = root or os.environ.get("MEDMNIST_ROOT")
+    root = Path(root) if root else Path(os.path.expanduser("~")) / ".medmnist"
+    path = root.expanduser() / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
+    if not path.is_file():
+        fetch(source, path, size)
     return path
 
 
-def is_folder(source):
-    return source not in (*NAMES, "demo") and Path(source).is_dir()
-
-
-def subfolders(folder):
-    parts = [folder / s for s in SPLITS if (folder / s).is_dir()] or [folder]
-    return sorted({f.name for part in parts for f in part.iterdir() if f.is_dir()}) or ["."]
-
-
-def pictures(folder):
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
+def fetch(source, path, size):
+    """medmnist's download into a folder of its own, so that the file appears at `path` only when it is whole."""
+    import medmnist
+    info, there = medmnist.INFO[source], path.parent.is_dir()
+    try:
+        tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        tmp.mkdir(parents=True)
+        getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
+        os.replace(tmp / path.name, path)
+    except Exception as error:  # no network, a wrong md5, no space: the user's next step is the same
+        url = info["url"] if size == 28 else info[f"url_{size}"]
+        raise Error(f"no file at {path}, and the download from {url} failed ({one_line(error):.60}); "
+                    "put it there, or name its folder with --root", 1) from error
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+        if not there and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def load_folder(folder, split, size):
-    """load() of <class>/ or <split>/<class>/: centre squares, resized with the filter of MedMNIST."""
-    parts = [folder / s for s in SPLITS if (folder / s).is_dir() and split in ("all", s)] or [folder]
-    names = subfolders(folder)
-    files = [(f, k) for part in parts for k, name in enumerate(names) for f in pictures(part / name)]
-    if parts == [folder] and split != "all":
-        warnings.warn(f"{folder} is not split: a seeded tenth is val, a fifth is test", stacklevel=3)
-        order, n = np.random.default_rng(0).permutation(len(files)), len(files) // 10
-        cut = {"val": order[:n], "test": order[n:3 * n], "train": order[3 * n:]}
-        files = [files[i] for i in sorted(cut[split])]
+    """load() of <class>/, of <split>/<class>/, or of pictures alone: centre squares, resized by MedMNIST's filter."""
+    if any((folder / name).exists() for name in ("ckpt.pt", "model.pt", "samples.npz")):
+        raise Error(f"{folder} holds a run: name its samples.npz, or its folder samples")
+    below = subfolders(folder)
+    parts = {folder / name: SPELLINGS[name.lower()] for name in below if name.lower() in SPELLINGS}
+    if parts and len(parts) < len(below):
+        others = ", ".join(name for name in below if folder / name not in parts)
+        raise Error(f"{folder}: beside its splits ({', '.join(p.name for p in parts)}) lies {others}; move it")
+    parts = parts or {folder: None}
+    names = sorted({name for part in parts for name in subfolders(part)})
+    files, others = [], Counter()
+    for part in {folder: None} | parts:
+        loose = [f for f in part.iterdir() if f.is_file() and is_picture(f, part)]
+        if loose and (names or part not in parts):
+            raise Error(f"{part}: {len(loose)} pictures lie loose beside the subfolders; move them into a class")
+    for part, of in parts.items():
+        found = list_pictures(part, names or ["."], others)
+        files += [(path, k) for path, k in found if split in ("all", of or tenth(path.relative_to(folder)))]
+    if others:
+        print(f"{folder}: not read: {', '.join(f'{n} {end}' for end, n in others.items())}", file=sys.stderr)
+    if split != "all" and None in parts.values():
+        warnings.warn(f"{folder} is not split: by a hash of their names a tenth of the pictures is val, a fifth test",
+                      stacklevel=3)
     if not files:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}) of split {split}")
-    images, bad = [], []
-    for path, _ in tqdm(files, desc=f"reading {folder}", disable=None, leave=False):
+        raise Error(f"{folder} holds no pictures ({', '.join(PICTURES)}) of split {split}", 1)
+    return read_pictures(folder, [f for f, _ in files], size), torch.tensor([k for _, k in files]), names or ["all"]
+
+
+def subfolders(folder):
+    return sorted(f.name for f in folder.iterdir() if f.is_dir() and visible(f.name))
+
+
+def visible(name):
+    """False for hidden files and for those that macOS adds."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def is_picture(path, folder):
+    return path.suffix.lower() in PICTURES and all(map(visible, path.relative_to(folder).parts))
+
+
+def list_pictures(folder, names, others):
+    """[(path, class)] of a folder's classes, links followed, each picture once; counts other files by ending."""
+    from torchvision.datasets import ImageFolder  # here alone: it takes seconds
+
+    class Folder(ImageFolder):
+        def find_classes(self, directory):
+            return names, {name: k for k, name in enumerate(names)}
+
+    seen = set()
+
+    def valid(name):
+        path, real = Path(name), os.path.realpath(name)
+        if real in seen or not all(map(visible, path.relative_to(folder).parts)):
+            return False
+        seen.add(real)
+        if not is_picture(path, folder):
+            others[path.suffix.lower() or "without an ending"] += 1
+        return is_picture(path, folder)
+
+    found = Folder(folder, loader=read_picture, is_valid_file=valid, allow_empty=True).samples
+    return [(Path(path), k) for path, k in found]
+
+
+def tenth(path):
+    """The split of a picture, from its own name: others may come and go."""
+    n = int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") % 10
+    return "val" if n == 0 else "test" if n < 3 else "train"
+
+
+def read_pictures(folder, files, size):
+    """uint8 (N, C, H, W): centre squares of side `size`, or, with 0, whole pictures, which must be alike."""
+    images, bad, peaks = [], [], []
+    for path in progress(files, f"reading {folder}"):
         try:
             image = read_picture(path)
-            left, top = ((n - min(image.size)) // 2 for n in image.size)
-            square = image.crop((left, top, left + min(image.size), top + min(image.size)))
-            images.append(square.resize((size, size), Image.Resampling.BICUBIC))
-        except ValueError as error:
-            bad.append(error)
+        except Error as error:
+            bad.append(str(error))
+            continue
+        peaks += [image.info["peak"]] if "peak" in image.info else []
+        if size:
+            side = min(image.size)
+            left, top = ((n - side) // 2 for n in image.size)
+            square = image.crop((left, top, left + side, top + side))
+            image = square.resize((size, size), Image.Resampling.BICUBIC)
+        images.append(image)
     if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} pictures cannot be used, the first: {bad[0]}")
+        more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
+        raise Error(f"{len(bad)} of {len(files)} pictures cannot be used: {'; '.join(bad[:10])}{more}", 1)
+    if peaks and max(peaks) < 4096:
+        raise Error(f"{folder}: no value of its 16-bit pictures is above {max(peaks)} of 65535, so they would be "
+                    "black; save them with 8 bits, or multiply 12-bit values by 16", 1)
+    if len(sizes := {image.size for image in images}) > 1:
+        raise Error(f"{folder} holds pictures of {len(sizes)} sizes, such as "
+                    f"{' and '.join(f'{w} x {h}' for w, h in sorted(sizes)[:2])}; --size 28 makes them alike")
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    x = np.stack([np.asarray(image.convert(mode)) for image in images]).reshape(len(images), size, size, -1)
-    return channels_first(x), torch.tensor([k for _, k in files])
+    x = np.stack([np.asarray(image.convert(mode)) for image in images])
+    return torch.from_numpy(x.reshape(*x.shape[:3], -1)).permute(0, 3, 1, 2)
 
 
 def read_picture(path):
-    """A picture as PIL has it, "L" or "RGB", 8 bits a channel; ValueError for what has no such form."""
+    """A picture as PIL has it, upright, "L" or "RGB", 8 bits a channel. Raises Error for what has no such form."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
-                return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+                values = np.asarray(image)
+                image = Image.fromarray((values / 257).round().astype(np.uint8))
+                image.info["peak"] = int(values.max())
+                return image
             if image.mode in "IF" or image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("32-bit values or transparency, whose look is not certain")
-            return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            return ImageOps.exif_transpose(image).convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     except Exception as error:  # Pillow meets foreign bytes with a dozen types
-        raise ValueError(f"{path} is not a usable picture: {one_line(error)}") from None
+        raise Error(f"{path} is not a usable picture: {one_line(error)}", 1) from None
 
 
-def classes(source, labels):
-    """{name: images of it} of a set's labels (N,). The names are a folder's subfolders, MedMNIST's, an .npz's
-    `class_names`, or numbers where there are none."""
-    counts = labels.bincount().tolist()
-    if is_folder(source):
-        names = subfolders(Path(source))
-    elif source in NAMES:
-        from medmnist import INFO
-        names = list(INFO[source]["label"].values())
+def describe(images, labels, names):
+    """What a set is, so that --resume knows it: its classes and counts, the shape, a hash of pixels and labels."""
+    sha = hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().numpy())
+    sha.update(labels.contiguous().numpy())
+    counts = labels.bincount(minlength=len(names)).tolist()
+    return {"classes": dict(zip(names, counts, strict=True)), "shape": [*images.shape[1:]], "sha256": sha.hexdigest()}
+
+
+# ---- batches and labels ----
+
+def n_batches(n, batch_size):
+    """Batches of an epoch of n images. A last batch of one image joins the one before: BatchNorm needs two."""
+    return max(1, -(-n // batch_size) - (batch_size > 1 and n % batch_size == 1))
+
+
+def batches(images, labels, batch_size, augment=False, balance=0.0):
+    """One epoch in an order of torch's random state: images (B, C, H, W), channels last, and labels (B,).
+
+    augment: each image in one of the square's eight flips and quarter turns (a cell has no up or left).
+    balance: 0: every image once. Else as many images, drawn with replacement: a class of n images as often as
+    n ** (1 - balance), so that at 1 all classes are as frequent."""
+    n, device = len(images), images.device
+    if balance:
+        weights = labels.bincount().double().pow(-balance)[labels]
+        order = weights.cpu().multinomial(n, replacement=True).to(device)
     else:
-        with np.load(locate(source), allow_pickle=False) as file:
-            names = file["class_names"].tolist() if "class_names" in file else []
-    if not len(set(names)) == len(names) >= len(counts):
-        names = [str(k) for k in range(len(counts))]
-    return dict(zip(names, counts + [0] * (len(names) - len(counts)), strict=True))
-
-
-def batches(images, labels, batch_size, augment=False):
-    """One epoch: images (B, C, H, W) and labels (B,), every image once, in an order of torch's random state.
-    augment: each image in one of the square's eight flips and quarter turns (a cell has no up or left)."""
-    order = torch.randperm(len(images)).to(images.device)
-    turns = (torch.rand(3, len(images), 1, 1, 1) < 0.5).to(images.device)
-    for i in range(0, len(images), batch_size):
-        x = images[order[i:i + batch_size]]
+        order = torch.randperm(n).to(device)
+    turns = (torch.rand(3, n, 1, 1, 1) < 0.5).to(device)
+    last = n_batches(n, batch_size) - 1
+    for i in range(last + 1):
+        part = slice(i * batch_size, (i + 1) * batch_size if i < last else n)
+        x = images[order[part]]
         if augment:
-            across, down, swap = turns[:, i:i + batch_size]
+            across, down, swap = turns[:, part]
             x = torch.where(across, x.flip(3), x)
             x = torch.where(down, x.flip(2), x)
             x = torch.where(swap, x.transpose(2, 3), x)
-        yield x.contiguous(memory_format=torch.channels_last), labels[order[i:i + batch_size]]
+        yield x.contiguous(memory_format=torch.channels_last), labels[order[part]]
 
 
-def draw_labels(classes, n, label, seed):
-    """The classes (n,) of n images to draw, None where a model has none. classes: {name: images in the
-    training data}. label: a number, a name or its first letters, a tensor (n,), or None for the training
-    data's proportions."""
-    if torch.is_tensor(label) or not classes and label is None:
-        return label
-    counts, names = torch.tensor([*classes.values()]), [*classes]
+def draw_labels(classes, n, label=None, seed=0):
+    """The classes of n samples, int64 (n,), or None where a model has none. classes: {name: training images}.
+
+    label: None for the proportions of the training data; a class's number, name or first letters; or n of
+    them: a list, an array or a tensor, (n,) or (n, 1). Raises Error."""
     if label is None:
-        return counts.float().multinomial(n, True, generator=torch.Generator().manual_seed(seed))
-    seen = [k for k, count in enumerate(counts) if count]
-    found = [k for k in seen if str(label) in (names[k], str(k))] or [
-        k for k in seen if names[k].lower().startswith(str(label).lower())]
+        if not classes:
+            return None
+        counts = torch.tensor([*classes.values()]).float()
+        return counts.multinomial(n, True, generator=torch.Generator().manual_seed(int(seed)))
+    if not classes:
+        raise Error(f"label {label}: the model was trained without --classes")
+    label = np.asarray(label.cpu() if torch.is_tensor(label) else label)
+    if label.dtype.kind not in "iuU" or label.size not in (1, n) or label.ndim > 2:
+        raise Error(f"label: {label.dtype} {label.shape}, not one class or {n} of them, by number or name")
+    found = {one: find_class(classes, one) for one in set(label.reshape(-1).tolist())}
+    return torch.tensor([found[one] for one in label.reshape(-1).tolist()] * (n if label.size == 1 < n else 1))
+
+
+def find_class(classes, label):
+    """The number of a class: an exact name goes before a number, and a number before a name's first letters."""
+    seen = [(k, name) for k, (name, count) in enumerate(classes.items()) if count]
+    ways = [lambda k, name: name == label, lambda k, name: str(k) == str(label),
+            lambda k, name: name.lower().startswith(str(label).lower()) and label != ""]
+    for way in ways:
+        if found := [(k, name) for k, name in seen if way(k, name)]:
+            break
     if len(found) != 1:
-        known = " or ".join(f"{k} {names[k]}" for k in found or seen)
-        raise UsageError(f"label {label}: " + (
-            f"it can be {known}" if known else "the model was trained without --classes"))
-    return torch.full((n,), found[0])
+        raise Error(f"label {label}: it can be {' or '.join(f'{k} {name}' for k, name in found or seen)}")
+    return found[0][0]
 
 
 # ---- files out, and checkpoints in ----
 
-def save(path, write):
-    """write(file) into a temporary file, which takes the name only when it is whole and on the disk."""
-    if RANK:
+@contextlib.contextmanager
+def atomic(path):
+    """A binary file to write, which takes the name `path` only when it is whole and on the disk."""
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        yield io.BytesIO()  # of torchrun's processes the first alone writes
         return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(tmp, "wb") as file:
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(tmp, path)
+        replace(tmp, path)
     except RuntimeError as error:  # torch.save hides a full disk and Ctrl-C behind an error of its own
         cause = error.__context__
         raise cause if isinstance(cause, (OSError, KeyboardInterrupt)) else error from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
     finally:
         tmp.unlink(missing_ok=True)
 
 
+def replace(tmp, path):
+    """os.replace, which Windows refuses while a viewer holds the file: a log or picture can wait for the next."""
+    for _ in range(10):
+        try:
+            return os.replace(tmp, path)
+        except PermissionError:
+            time.sleep(0.1)
+    if path.suffix not in (".csv", ".png"):
+        return os.replace(tmp, path)
+    print(f"{path} is held by another program and was not refreshed", file=sys.stderr)
+
+
 def read_torch(path):
-    """What torch.save wrote, which can run no code; ValueError where it is damaged or foreign."""
+    """What torch.save wrote, which can run no code. Raises Error for other and for damaged files."""
     try:
-        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums of its zip files
-            with zipfile.ZipFile(path) as file:
-                if damaged := file.testzip():
-                    raise ValueError(f"{damaged} in it is damaged")
+        if not zipfile.is_zipfile(path):
+            raise Error(f"{path} is no checkpoint: torch.save did not write it" if Path(path).is_file() else
+                        f"no file at {path}", 1)
+        with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
+            if damaged := file.testzip():
+                raise Error(f"{path} is damaged at {damaged}", 1)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file at {path}") from None
+    except (Error, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # torch.load meets foreign bytes with a dozen types
-        raise ValueError(f"{path} is not a checkpoint or state dict: {one_line(error)}") from None
+        raise Error(f"{path} is no checkpoint: {type(error).__name__}, more than tensors and settings, or damage",
+                    1) from None
 
 
-def save_grid(path, images, labels=None, names=()):
-    """A .png of uint8 images in rows of eight: the first 64, or, with labels, eight a class, named at the
-    left."""
-    kinds = [None] if labels is None else labels.unique().tolist()
-    rows = images[:64].split(8) if labels is None else [images[labels == k][:8] for k in kinds]
-    zoom, left = max(1, 84 // images.shape[3]), 0 if labels is None else 120
-    side = images.shape[3] * zoom + 3
-    sheet = Image.new("RGB", (left + 8 * side, len(rows) * side), "white")
-    for i, row in enumerate(rows):
-        if left:
-            ImageDraw.Draw(sheet).text((4, i * side + side // 2 - 6), names[kinds[i]][:19], fill="black")
-        for j, image in enumerate(row.permute(0, 2, 3, 1).numpy()):
+def save_grid(path, rows, across=8):
+    """A .png of {title: uint8 images (N, C, H, W)}, `across` in a line, the titles at the left."""
+    side = next(iter(rows.values())).shape[2]
+    zoom = max(1, 84 // side)
+    cell = side * zoom + 3
+    left = max(int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(title)) for title in rows)
+    left += 12 * bool(left)
+    lines = {title: -(-len(images) // across) for title, images in rows.items()}
+    sheet = Image.new("RGB", (left + across * cell, sum(lines.values()) * cell), "white")
+    top = 0
+    for title, images in rows.items():
+        ImageDraw.Draw(sheet).text((4, top + lines[title] * cell // 2 - 6), title, fill="black")
+        for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             image = ImageOps.scale(Image.fromarray(image.squeeze()), zoom, Image.Resampling.NEAREST)
-            sheet.paste(image, (left + j * side, i * side))
-    save(path, lambda file: sheet.save(file, "PNG"))
+            sheet.paste(image, (left + i % across * cell, top + i // across * cell))
+        top += lines[title] * cell
+    with atomic(path) as file:
+        sheet.save(file, "PNG")
+
+
+def sample_rows(images, labels=None, names=()):
+    """The rows of a sheet: the first 64 images, or eight of each class."""
+    if labels is None or len(labels.unique()) == 1:
+        return {"": images[:64]}
+    return {names[k]: images[labels == k][:8] for k in labels.unique().tolist()}
 
 
 def save_samples(folder, images, labels=None, names=(), png=False):
-    """samples.npz and samples.png of uint8 images (N, C, H, W); png: also samples/<class>/<number>.png."""
+    """samples.npz (images (N, H, W, C), labels (N, 1), class_names), samples.png and, with png,
+    samples/<class>/<number>.png, which replace those of an earlier call."""
     pixels, extra = images.permute(0, 2, 3, 1).numpy(), {}
     if labels is not None:
         extra = {"labels": labels[:, None].numpy(), "class_names": np.array(names)}
+    with atomic(folder / "samples.npz") as file:
+        np.savez_compressed(file, images=pixels, **extra)
+    save_grid(folder / "samples.png", sample_rows(images, labels, names))
+    new, old = folder / f"samples.{os.getpid()}.tmp", folder / "samples"
     for i, x in enumerate(pixels if png else ()):
-        path = folder / "samples" / (names[labels[i]].replace("/", "-") if extra else "") / f"{i:06}.png"
-        save(path, lambda file, x=x: Image.fromarray(x.squeeze()).save(file, "PNG"))
-    save_grid(folder / "samples.png", images, labels if extra and len(labels.unique()) > 1 else None, names)
-    save(folder / "samples.npz", lambda file: np.savez_compressed(file, images=pixels, **extra))
+        kind = re.sub(r"[^\w +.-]", "-", names[labels[i]]).strip(" .") or "class" if extra else "."
+        (new / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x.squeeze()).save(new / kind / f"{i:06}.png")
+    shutil.rmtree(old, ignore_errors=True)
+    if png:
+        os.replace(new, old)
 
 
-# ---- the command line ----
+# ---- what the command lines share ----
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):  # no "(default: None)"
         plain = action.default is None or action.default is False
         return action.help if plain else super()._get_help_string(action)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with one line for a wrong flag, and the flags that cvae.py, dcgan.py and ddpm.py share."""
-
-    def __init__(self, doc):
-        super().__init__(description=doc.split("\n")[0], formatter_class=Help, allow_abbrev=False)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
-
-    def parse(self, argv, name, paper, sampler):
-        """Adds the shared flags and reads all. paper: what --paper sets where it is not given; sampler: the
-        flags of drawing. What would do nothing, or replace a run unasked, is an error. args.settings is what
-        makes a training what it is."""
-        add = self.add_argument_group("data, device and files").add_argument
-        add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, demo")
-        add("--size", type=int, choices=(28, 64, 128, 224), default=28, help="side of the images, pixels")
-        common(add, "root", "device")
-        add("--split", choices=(*SPLITS, "all"), default="all", help="the part to learn")
-        add("--augment", action="store_true", help="flip and turn the training images at random")
-        add("--classes", action="store_true", help="learn the labels as a condition")
-        add("--seed", type=number(int, 0, 2**31), default=0, help="of the training, or of --sample")
-        add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
-        add("--out", type=Path, default=Path("out") / name, help="folder of the run")
-        add("--resume", action="store_true", help="go on after the last whole epoch that --out holds")
-        add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
-        add("--paper", action="store_true", help="the paper's settings for all that is not given")
-        add = self.add_argument_group("drawing and measuring").add_argument
-        add("--sample", type=number(int, 1, 10**6), metavar="N", help="no training: draw N images")
-        add("--ckpt", type=Path, help="no training: this model.pt; else that of --out, else the shipped one")
-        add("--label", help="with --sample: a class, name or number; else as in the training data")
-        add("--png", action="store_true", help="with --sample: .png files too, a folder a class")
-        add("--fid-runs", type=number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
-        add("--fid-samples", type=number(int, 2), metavar="N", help="in a draw; else 10000, or all there are")
-        add("--fid-seed", type=number(int, 0, 2**31), default=100, help="of the first draw, then 100 more")
-        common(add, "dims", "weights")
-        argv = sys.argv[1:] if argv is None else argv
-        if "--paper" in argv:
-            self.set_defaults(**paper)
-            print("the paper's settings:", *(f"--{k.replace('_', '-')} {v}" for k, v in paper.items()))
-        args = self.parse_args(argv)
-        given = args.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a[:2] == "--"}
-        free = {*sampler, *"root device out overwrite paper sample ckpt label png".split(),
-                *"fid_runs fid_samples fid_seed dims weights".split()}
-        args.settings = {k: v for k, v in vars(args).items()
-                         if k not in free | {"given", "epochs", "resume", "compile"}}
-        training = given - free - {"data", "size", "split", "seed", "dtype"}
-        for flags, idle, why in (
-                (training, args.sample or args.ckpt, "where nothing is trained"),
-                ({"label", "png"}, not args.sample, "without --sample"),
-                ({"ckpt"}, not (args.sample or args.fid_runs), "without --sample or --fid-runs")):
-            for flag in given & flags if idle else ():
-                self.error(f"--{flag.replace('_', '-')} does nothing {why}")
-        files = ["samples.npz"] if args.sample else [] if args.ckpt else ["ckpt.pt", "model.pt"]
-        if any((args.out / file).exists() for file in files) and not (args.resume or args.overwrite):
-            raise UsageError(f"{args.out} holds " + (
-                "samples: --overwrite replaces them; see --out" if args.sample else
-                "a run: --resume goes on with it, --overwrite trains anew"))
-        keep_memory()
-        return args
-
-
-def common(add, *names):
-    """Adds the flags that are the same wherever they are."""
-    flags = {"root": {"help": "folder of the .npz files; else $MEDMNIST_ROOT, else ~/.medmnist"},
-             "device": {"type": device, "default": "auto", "help": "auto, cpu, cuda, cuda:N or mps"},
-             "dims": {"type": int, "choices": (64, 192, 768, 2048), "default": 2048, "help": "features"},
-             "weights": {"default": "fid", "help": "Inception's: fid (as pytorch-fid), imagenet or a file"}}
-    for name in names:
-        add(f"--{name}", **flags[name])
-
-
-def keep_memory():
-    """Freed memory stays with the process, since the next step asks for as much: glibc's M_MMAP_MAX and
-    M_TRIM_THRESHOLD."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)
-        libc.mallopt(-1, 2**31 - 1)
+def refuse(message):
+    """In the place of a parser's error(): one line, not the list of all flags."""
+    raise Error(f"{message}; --help lists the flags")
 
 
 def number(kind, low, high=float("inf")):
@@ -357,6 +448,12 @@ def number(kind, low, high=float("inf")):
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
     return number
+
+
+def choose(name, value, choices):
+    """Raises Error for a value that is none of the choices."""
+    if value not in choices:
+        raise Error(f"{name} {value!r}: choose from {', '.join(map(str, choices))}")
 
 
 def device(text="auto"):
@@ -370,31 +467,44 @@ def device(text="auto"):
 
 
 def bf16(device, dtype="auto"):
-    """Whether the networks' products are in bf16: if dtype says so; auto: where the hardware has it."""
-    cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": cpu}.get(device.type, bool)
-    return dtype == "bf16" or dtype == "auto" and fast()
+    """Whether the networks compute in bf16: where dtype says so; auto: where the hardware has it."""
+    choose("dtype", dtype, ("auto", "fp32", "bf16"))
+    fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}
+    return dtype == "bf16" or dtype == "auto" and fast.get(device.type, bool)()
 
 
 def autocast(device, dtype="auto"):
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16(device, dtype))
+    """The networks' precision. Without the cache of cast weights on a GPU: CUDA graphs do not allow it."""
+    return torch.autocast(device.type, torch.bfloat16, bf16(device, dtype), cache_enabled=device.type != "cuda")
+
+
+def progress(steps, title):
+    """tqdm: a bar on a terminal, a line a minute elsewhere."""
+    elsewhere = {} if sys.stderr.isatty() else {
+        "delay": 60, "mininterval": 60, "bar_format": "{desc}: {percentage:.0f} %, {remaining} left\n"}
+    return tqdm(steps, title, leave=False, **elsewhere)
 
 
 def one_line(error):
-    return (str(error) or repr(error)).splitlines()[0]
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def command(main):
-    """Runs main(). What a user can cause ends in one line; exit 2: bad usage, 1: failure, 130: Ctrl-C."""
+    """Runs main(). What a user can cause ends in one line, a bug in a traceback; exit 130 after Ctrl-C."""
     script = Path(sys.argv[0]).name
     warnings.formatwarning = lambda message, *args: f"{message}\n"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where a terminal has no ±
     try:
         main()
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"{script}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        print(f"\n{script}: stopped; a training goes on with the same command and --resume", file=sys.stderr)
-        sys.exit(130)
-    finally:  # Python's own end takes a moment, and Ctrl-C has nothing to stop in it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except Error as error:
+        sys.exit(print(f"{script}: {error}", file=sys.stderr) or error.code)
+    except torch.OutOfMemoryError as error:
+        sys.exit(print(f"{script}: {one_line(error)}; try a smaller --batch-size", file=sys.stderr) or 1)
+    except OSError as error:
+        if not error.filename:
+            raise
+        sys.exit(print(f"{script}: {error.filename}: {error.strerror}", file=sys.stderr) or 1)
+    except KeyboardInterrupt as error:
+        sys.exit(print(f"\n{script}: {str(error) or 'stopped'}", file=sys.stderr) or 130)

@@ -1,75 +1,106 @@
-"""Deep convolutional GAN on 28 x 28 blood cells (Radford et al., 2016).
+"""Deep convolutional GAN on 28 x 28 blood cells (DCGAN, Radford et al., 2016).
 
-A generator turns random numbers into images and learns to fool a discriminator, which learns to tell them
-from real ones.
+A generator turns random numbers into images. A discriminator learns to tell them from real ones, and the
+generator learns to fool it.
 
-    python dcgan.py --sample 64              draw cells from the trained model that comes along
+Measured: FID-768 0.03062 ± 0.00075 after 1,778 epochs (five draws of 10,000 samples; a CPU core, torch
+2.14.1). README.md says what the figure means, RESULTS.md how it was measured.
+
+    python dcgan.py --sample 64              sample from the pretrained model
     python dcgan.py                          train on BloodMNIST, into out/dcgan
-    python dcgan.py --resume                 go on where a run was stopped
+    python dcgan.py --resume                 continue a run that was stopped
     python dcgan.py --paper                  train with the paper's settings
-    python dcgan.py --resume --fid-runs 5    measure what was trained: prints FID mean ± std
-
-Measured: FID-768 0.03062 ± 0.00075 after 1,778 epochs (five draws of 10,000 cells; a CPU core, torch
-2.14.1). README.md says what the figure means, RESULTS.md by which commands it came about.
+    python dcgan.py --resume --fid-runs 5    measure what was trained: FID, mean ± std of five draws
 """
 import argparse
 import copy
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
 import data
 import fid
 
-NAME, LOSSES, SAMPLER = "dcgan", ("d_loss", "g_loss"), ()
+NAME = "dcgan"
+LOSSES = ("d_loss", "g_loss")
+SAMPLER = ()
 PAPER = dict(epochs=40, width=256, start=3, d_norm="batch", loss="standard", batch_size=128, lr=1e-3,
-             d_lr=1e-3, label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0)
+             d_lr=1e-3, label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0.0)
+NORMS = ("spectral", "batch")
 
 
 def get_args(argv=None):
-    p = data.Parser(__doc__)
-    add = p.add_argument_group("model and training").add_argument
-    add("--latent-dim", type=data.number(int, 1, 1000), default=100, help="size of the generator's input")
+    p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
+    add = p.add_argument_group("model").add_argument
+    add("--latent-dim", type=data.number(int, 1, 1000), default=100, help="size of the latent")
     add("--width", type=data.number(int, 16, 4096), default=128,
         help="channels of the generator's first features and of the discriminator's last (paper: 256)")
     add("--start", type=int, choices=(3, 7), default=7, help="side of the first features (paper: 3)")
-    add("--d-norm", choices=("spectral", "batch"), default="spectral",
-        help="of the discriminator's weights or features (paper: batch)")
+    add("--d-norm", choices=NORMS, default="spectral",
+        help="normalisation of the discriminator's weights or features (paper: batch)")
+    add = p.add_argument_group("training").add_argument
     add("--loss", choices=("relativistic", "standard"), default="relativistic",
         help="whether the discriminator judges pairs or single images (paper: standard)")
     add("--epochs", type=data.number(int, 1, 10**6), default=240, help="passes over the data (paper: 40)")
     add("--batch-size", type=data.number(int, 2, 10**5), default=64, help="images per step (paper: 128)")
     add("--lr", type=data.number(float, 0), default=2e-4, help="the generator's learning rate (paper: 1e-3)")
     add("--d-lr", type=data.number(float, 0), default=4e-4, help="the discriminator's (paper: 1e-3)")
-    add("--label-smoothing", type=data.number(float, 0, 0.5), default=0.0,
-        help="the discriminator's targets are 1 - this and this (paper: 0.1)")
-    add("--g-steps", type=data.number(int, 1, 100), default=1, help="generator updates a step (paper: 3)")
+    add("--label-smoothing", type=data.number(float, 0, 0.5), default=0.0, metavar="S",
+        help="the discriminator's targets are 1 - S and S (paper: 0.1)")
+    add("--g-steps", type=data.number(int, 1, 100), default=1,
+        help="generator updates per discriminator update (paper: 3)")
     add("--diffaugment", action=argparse.BooleanOptionalAction, default=True,
-        help="the discriminator sees all images, real and drawn, moved and recoloured (paper: no)")
+        help="move, cut and recolour all images that the discriminator sees (paper: no)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
-        help="half-life of the average that draws, as a share of the training so far; 0: none (paper)")
-    return p.parse(argv, NAME, PAPER, SAMPLER)
+        help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
+    add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
+    add("--classes", action="store_true", help="learn the labels as a condition")
+    add("--augment", action="store_true", help="flip and turn the training images at random")
+    add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
+        help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--out", type=Path, help=f"folder of the run; else out/{NAME}")
+    add("--resume", action="store_true", help="continue the run in --out, with its own settings")
+    add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
+    add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
+    add = p.add_argument_group("data, sampling and measuring").add_argument
+    add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
+    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    add("--split", choices=("train", "val", "test", "all"), default="all", help="part of the data")
+    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
+    add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
+    add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
+    add("--label", help="with --sample: a class, by name or number; else as in the training data")
+    add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000, or all there are")
+    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
+    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    return read_args(p, argv)
 
 
 # ----------------------------------------------------------------------------------------------------
 # Model. Each layer of the two networks halves or doubles the image, whatever its size: 28 <-> 14 <-> 7 <-> 3.
 
 class Generator(nn.Module):
-    """Code (B, latent) -> image (B, C, 28, 28) in [-1, 1]. classes: {name: images of it in the training
+    """Latent (B, latent) -> image (B, C, 28, 28) in [-1, 1]. classes: {name: images of it in the training
     data}."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=100, start=7, width=128):
         super().__init__()
-        self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self.classes, self.latent_dim = dict(classes), latent_dim
-        code = latent_dim + len(classes)                     # the label, one-hot, is a part of the code
+        self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.shape, self.classes, self.latent_dim = tuple(shape), dict(classes), latent_dim
+        code = latent_dim + len(classes)                     # the label, one-hot, goes in with the latent
         widths = [width // 2 ** k for k in range(4 if start == 3 else 3)]  # 128, 64, 32
         sizes = [shape[1] // 2 ** k for k in reversed(range(len(widths)))]  # 3, 7, 14, 28 or 7, 14, 28
         layers = [nn.Unflatten(1, (code, 1, 1)), nn.ConvTranspose2d(code, widths[0], sizes[0], bias=False)]
@@ -93,17 +124,19 @@ class Discriminator(nn.Module):
 
     def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral", width=128):
         super().__init__()
-        fine = norm == "spectral"                            # 28 -> 28 -> 14 -> 7 -> 3, else 14, 7, 3, 1
-        self.scale, widths, layers = 32 if fine else 1, [width // k for k in (8, 4, 2, 1)], []
+        data.choose("norm", norm, NORMS)
+        spectral = norm == "spectral"                        # 28 -> 28 -> 14 -> 7 -> 3, else 14, 7, 3, 1
+        self.scale = 32 if spectral else 1
+        widths, layers = [width // k for k in (8, 4, 2, 1)], []
         for k, (a, b) in enumerate(zip((shape[0], *widths), widths, strict=False)):
-            conv = nn.Conv2d(a, b, 3, padding=1) if fine and k == 0 else nn.Conv2d(a, b, 4, 2, padding=1)
-            layers += [conv, nn.Identity() if fine or k == 0 else nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
-        last = width * (shape[1] // (8 if fine else 16)) ** 2
+            conv = nn.Conv2d(a, b, 3, padding=1) if spectral and k == 0 else nn.Conv2d(a, b, 4, 2, padding=1)
+            layers += [conv, nn.Identity() if spectral or k == 0 else nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
+        last = width * (shape[1] // (8 if spectral else 16)) ** 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
         self.label = nn.Embedding(len(classes), last) if classes else None
         self.apply(init)
         for module in list(self.modules()):
-            if fine and isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+            if spectral and isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
                 nn.utils.parametrizations.spectral_norm(module)
 
     def forward(self, x, y=None):
@@ -127,9 +160,9 @@ Model = Generator
 # Objective.
 
 def discriminator_loss(real_logits, fake_logits, relativistic=False, smoothing=0.0):
-    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, D the logit's sigmoid. Relativistic: of each real
-    and drawn image the real one is the more real, -log sigmoid(logit(x) - logit(G(z))), Jolicoeur-Martineau
-    2019. The targets 1 and 0 are 1 - smoothing and smoothing."""
+    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, D the logit's sigmoid. Relativistic: of each pair of
+    a real and a fake image the first is the real one, -log sigmoid(logit(x) - logit(G(z))),
+    Jolicoeur-Martineau 2019. The targets 1 and 0 are 1 - smoothing and smoothing."""
     pair = [real_logits - fake_logits] if relativistic else [real_logits, -fake_logits]
     return sum(F.binary_cross_entropy_with_logits(x, torch.full_like(x, 1 - smoothing)) for x in pair)
 
@@ -173,18 +206,19 @@ def from_model(x):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Sampling: the generator on codes from N(0, I).
+# Sampling: the generator on latents from N(0, I).
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", batch_size=1000):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
-    (n,) of numbers, or None for the proportions of the training data."""
+def sample(model, n, label=None, seed=0, dtype="auto", batch=None):
+    """n samples, uint8 (n, C, H, W) on the CPU, which the seed fixes. label: as data.draw_labels has it.
+    batch: samples at a time; None: 1000 of 28 x 28, fewer of larger."""
     labels, device = data.draw_labels(model.classes, n, label, seed), model.layers[1].weight.device
-    generator, model, images = torch.Generator(device).manual_seed(seed), model.eval(), []
-    for i in range(0, n, batch_size):
-        z = torch.randn(min(batch_size, n - i), model.latent_dim, generator=generator, device=device)
+    generator, model, images = torch.Generator(device).manual_seed(int(seed)), model.eval(), []
+    batch = batch or max(1, 1000 * 28 ** 2 // math.prod(model.shape[1:]))
+    for i in data.progress(range(0, n, batch), "sampling"):
+        z = torch.randn(min(batch, n - i), model.latent_dim, generator=generator, device=device)
+        y = None if labels is None else labels[i:i + batch].to(device)
         with data.autocast(device, dtype):
-            y = None if labels is None else labels[i:i + batch_size].to(device)
             images.append(from_model(model(z, y)).cpu())
     return torch.cat(images)
 
@@ -193,10 +227,13 @@ def sample(model, n, label=None, seed=0, dtype="auto", batch_size=1000):
 # Training.
 
 def train(args):
-    images, labels, classes = training_data(args)
+    images, labels, names = data.load(args.data, args.root, args.split, args.size)
+    about = data.describe(images, labels, names)
+    images, labels = images.to(args.device), labels.to(args.device)
+    classes = about["classes"] if args.classes else {}
     torch.manual_seed(args.seed)
-    generator = Generator(tuple(images.shape[1:]), classes, args.latent_dim, args.start, args.width)
-    discriminator = Discriminator(images.shape[1:], classes, args.d_norm, args.width)
+    generator = Generator(about["shape"], classes, args.latent_dim, args.start, args.width)
+    discriminator = Discriminator(about["shape"], classes, args.d_norm, args.width)
     for net in (generator, discriminator):
         net.to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
@@ -204,31 +241,48 @@ def train(args):
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=(0.5, 0.999), fused=True)
     state = {"model": generator, "ema": ema, "discriminator": discriminator, "g_optimizer": g_optimizer,
              "d_optimizer": d_optimizer}
+    rows = begin(args, state, about)
     relativistic = args.loss == "relativistic"
     view = diffaugment if args.diffaugment else lambda x: x
 
-    losses = []
-    for batches in epochs(args, images, labels, state, losses, lambda epoch: save_model(args, ema, epoch)):
-        for step, x, y in batches:
+    per_epoch = data.n_batches(len(images), args.batch_size)
+    saved = time.monotonic()
+    for epoch in range(len(rows), args.epochs):
+        torch.manual_seed(args.seed * 100003 + epoch)        # an epoch's randomness: from (seed, epoch) alone
+        began, losses, step = time.time(), [], epoch * per_epoch
+        for x, y in data.batches(images, labels, args.batch_size, args.augment, args.balance):
+            step += 1
             real = to_model(x)
+
+            # ---- (1) the discriminator: maximise log D(x) + log(1 - D(G(z))) ----
             with data.autocast(args.device, args.dtype):
                 fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
-                logits = [discriminator(view(image), y).float() for image in (real, fake.detach())]
-                d_loss = discriminator_loss(*logits, relativistic, args.label_smoothing)
+                real_logits = discriminator(view(real), y).float()
+                fake_logits = discriminator(view(fake.detach()), y).float()
+                d_loss = discriminator_loss(real_logits, fake_logits, relativistic, args.label_smoothing)
             d_optimizer.zero_grad()
             d_loss.backward()
             d_optimizer.step()
-            rival = logits[0].detach() if relativistic else 0
+
+            # ---- (2) the generator: maximise log D(G(z)) ----
+            real_logits = real_logits.detach() if relativistic else 0
             for k in range(args.g_steps):
                 with data.autocast(args.device, args.dtype):
                     if k:  # the first step learns from the images that the discriminator has just seen
                         fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
-                    g_loss = generator_loss(discriminator(view(fake), y).float(), rival)
+                    g_loss = generator_loss(discriminator(view(fake), y).float(), real_logits)
                 g_optimizer.zero_grad()
                 g_loss.backward(inputs=[*generator.parameters()])  # and not those of the discriminator
                 g_optimizer.step()
+
+            # after h = ema * step further steps a weight counts half: decay^h = 1/2
             update_ema(ema, generator, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             losses.append(torch.stack([d_loss, g_loss]).detach())
+        log(args, rows, losses, len(images), time.time() - began)
+        if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
+            save_model(args, ema, about, len(rows))
+            save_checkpoint(args, state, rows, about)        # last: a run killed before it repeats the epoch
+            saved = time.monotonic()
 
 
 @torch.no_grad()
@@ -238,125 +292,180 @@ def update_ema(ema, model, decay):
         mean.copy_(buffer)
 
 
-# ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
+# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py ----
 
-def training_data(args):
-    """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
-    images, labels = data.load(args.data, args.root, args.split, args.size)
-    if args.fid_runs:  # what the FID after the training will need
-        fid.how_many(args.fid_samples, len(images))
-        fid.network(args.dims, args.weights)
-    classes = data.classes(args.data, labels) if args.classes else {}
-    return images.to(args.device), labels.to(args.device), classes
+def read_args(p, argv):
+    """The flags. --paper and --resume set the defaults of what is not given. Nothing is replaced unasked."""
+    p.error = data.refuse
+    args = p.parse_args(argv)
+    if args.paper:
+        p.set_defaults(**PAPER)
+        args = p.parse_args(argv)
+        flags = {k.replace("_", "-"): getattr(args, k) for k in PAPER}
+        print("the paper's settings:", *(f"--{'no-' * (v is False)}{k}" if isinstance(v, bool) else f"--{k} {v}"
+                                         for k, v in flags.items()))
+    named, args.out = args.out, args.out or Path("out") / NAME
+    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
+    if not (args.sample or args.ckpt):  # a training
+        if args.resume:
+            then = data.read_torch(ckpt)["settings"]
+            paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
+            p.set_defaults(**then)
+            now = vars(p.parse_args(argv)) | paper
+            if other := [k for k in then if k not in ("data", "root", "epochs") and now[k] != then[k]]:
+                raise data.Error("--resume with other settings: " + ", ".join(
+                    f"{k} {then[k]} then, {now[k]} now" for k in other))
+            vars(args).update({k: now[k] for k in then})
+        elif not args.overwrite and (model.exists() or ckpt.exists()):
+            raise data.Error(f"{args.out} holds a run: --resume continues it, --overwrite trains anew")
+        return args
+    if not args.ckpt:
+        if not model.exists() and (named or ckpt.exists()):
+            raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
+        args.ckpt = model if model.exists() else "pretrained"
+    elif model.exists() and not (Path(args.ckpt).exists() and model.samefile(args.ckpt)):
+        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another folder with --out")
+    if args.sample and not args.overwrite and any((args.out / f).exists() for f in ("samples.npz", "samples")):
+        raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
+    trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
+    p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
+    now = p.parse_args(argv)
+    if args.sample and now.data != trained["data"]:
+        raise data.Error(f"--data {now.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
+    vars(args).update({k: getattr(now, k) for k in ("data", "root", "split", "size")})
+    return args
 
 
-def epochs(args, images, labels, state, losses, save_model):
-    """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is the end
-    of an epoch: a run that was killed anywhere goes on from there, to the same end."""
-    path, n, rows = args.out / "ckpt.pt", len(images), []
-    names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
+def settings(args):
+    """What makes a training what it is; --resume starts from it."""
+    free = {"device", "out", "resume", "overwrite", "paper", "compile", "sample", "ckpt", "label", "png",
+            "fid_runs", "fid_samples", "dims", "weights", *SAMPLER}
+    return {k: v for k, v in vars(args).items() if k not in free}
+
+
+def validation_part(args, n):
+    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most, so
+    that the loss on them takes less than 3 % of an epoch."""
+    if args.split != "train":
+        return None
+    try:
+        images, labels, _ = data.load(args.data, args.root, "val", args.size)
+    except data.Error:
+        return None
+    n = max(1, n // 12)
+    return images[:n].to(args.device), labels[:n].to(args.device)
+
+
+def begin(args, state, about):
+    """The rows of the log that --resume continues, else []. Checks what can be known before the first step."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        raise data.Error(f"{NAME}.py runs in one process; of the three only ddpm.py takes torchrun")
+    n, rows = sum(about["classes"].values()), []
+    if args.fid_runs:
+        fid.check(n, args.fid_samples, args.dims, args.weights)
     if args.resume:
-        ckpt = data.read_torch(path)
-        then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
-        if other := [k for k in then | now if then.get(k) != now.get(k)]:
-            raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {then.get(k)} then, {now.get(k)} now" for k in other))
+        ckpt = data.read_torch(args.out / "ckpt.pt")
+        for k, then in ckpt["data"].items():
+            if about[k] != then:
+                raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
-    start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
-    precision = "bf16" if data.bf16(args.device, args.dtype) else "fp32"
-    print(f"{args.data}, {args.split}: {n:,} images of {[*images.shape[1:]]}; {size:.1f} M parameters; "
-          f"{args.device}, {precision}; {start} of {args.epochs} epochs done", flush=True)
-
-    def checkpoint():
-        ckpt = {k: part.state_dict() for k, part in state.items()} | {"settings": args.settings, "rows": rows}
-        data.save(path, lambda file: torch.save(ckpt, file))
-
-    def batches():
-        for i, (x, y) in enumerate(data.batches(images, labels, args.batch_size, args.augment), 1):
-            yield epoch * per_epoch + i, x, y
-            if i == 10 and epoch == start:
-                minutes = (time.time() - began) / 600 * (per_epoch * (args.epochs - start) - 10)
-                print(f"about {minutes:.0f} minutes to epoch {args.epochs}", flush=True)
-
+        rows = ckpt["rows"]
+    steps = data.n_batches(n, args.batch_size)
+    print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
+          ", ".join(f"{name} {count}" for name, count in about["classes"].items()))
+    print(f"{sum(p.numel() for p in state['model'].parameters()) / 1e6:.1f} M parameters; {args.device}, "
+          f"{'bf16' if data.bf16(args.device, args.dtype) else 'fp32'}; {steps} steps an epoch, "
+          f"{steps * args.epochs:,} in all; {len(rows)} of {args.epochs} epochs done", flush=True)
     if not rows:
-        checkpoint()  # a disk that takes none is found now
-        for stale in ("model.pt", "log.csv", "fid.json"):
+        save_checkpoint(args, state, rows, about)  # a disk that takes none is found now
+    if len(rows) < args.epochs:  # results do not outlive what they came from
+        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv"):
             (args.out / stale).unlink(missing_ok=True)
-    for epoch in range(start, args.epochs):
-        torch.manual_seed(args.seed * 100003 + epoch)
-        began = time.time()
-        losses.clear()
-        yield batches()
-        values = torch.stack(losses).float().cpu()
-        if not values.isfinite().all():
-            i = values.isfinite().all(1).long().argmin().item()
-            raise ValueError(f"{', '.join(LOSSES)} {values[i].tolist()} at epoch {epoch + 1}, step {i + 1}; "
-                             "try a lower --lr")
-        seconds = time.time() - began
-        rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
-        print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
-        data.save(args.out / "log.csv", lambda file: np.savetxt(
-            file, rows, "%.6g", ",", header=",".join(names), comments=""))
-        if epoch + 1 == args.epochs or time.time() - path.stat().st_mtime > 60:
-            save_model(epoch + 1)
-            checkpoint()  # last: a run that is killed before it does the epoch again
+    return rows
 
 
-def save_model(args, net, epoch, **sampler):
-    """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
+def log(args, rows, losses, n, seconds, val_loss=None):
+    """Adds the epoch's row, prints it and writes log.csv. losses: a tensor a step, its values named by LOSSES."""
+    means = torch.stack(losses).float().mean(0).tolist()
+    if len(means) != len(LOSSES):
+        raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
+    row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
+    if not all(map(math.isfinite, means)):
+        raise data.Error(f"not finite: {row}; try a lower --lr", 1)
+    row |= {} if val_loss is None else {"val_loss": val_loss}
+    rows.append(row | {"seconds": seconds, "images/s": n / seconds})
+    left = f"{(args.epochs - len(rows)) * seconds / 60:.0f} minutes left"
+    print(*(f"{k} {v:.5g}" for k, v in rows[-1].items()), left, sep="  ", flush=True)
+    with data.atomic(args.out / "log.csv") as file:
+        np.savetxt(file, [[*row.values()] for row in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
+
+
+def save_checkpoint(args, state, rows, about):
+    ckpt = {k: part.state_dict() for k, part in state.items()}
+    with data.atomic(args.out / "ckpt.pt") as file:
+        torch.save(ckpt | {"settings": settings(args), "data": about, "rows": rows}, file)
+
+
+def save_model(args, net, about, epochs, **sampler):
+    """model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
     images = sample(net, len(kinds) if net.classes else 64, kinds, dtype=args.dtype, **sampler)
-    data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
-    trained = args.settings | {"epochs": epoch}
-    model = {"script": NAME, "model": net.settings, "weights": net.state_dict(), "trained": trained}
-    data.save(args.out / "model.pt", lambda file: torch.save(model, file))
+    data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
+    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    with data.atomic(args.out / "model.pt") as file:
+        torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
+                    "trained": trained}, file)
 
 
-def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError for other files."""
-    path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
+def load(path="pretrained", device=None):
+    """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
+    path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
     ckpt = data.read_torch(path)
-    try:
-        model = Model(**ckpt["model"]) if ckpt["script"] == NAME else None
-        model.load_state_dict(ckpt["weights"])
-        model.trained = ckpt["trained"]
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no model.pt of {NAME}.py: {data.one_line(error)}") from None
+    script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
+    if script != NAME:
+        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model.pt'}, not of {NAME}.py", 1)
+    model = Model(**ckpt["model_args"])
+    fit = {k: v.shape for k, v in model.state_dict().items()}
+    found = {k: v.shape for k, v in ckpt["weights"].items()}
+    if other := [k for k in fit | found if fit.get(k) != found.get(k)]:
+        raise data.Error(f"{path}: {len(other)} weights do not fit today's network, such as {other[0]}", 1)
+    model.load_state_dict(ckpt["weights"])
+    model.trained = ckpt["trained"]
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
 
 def main(argv=None):
     args = get_args(argv)
     if not (args.sample or args.ckpt):
-        train(args)
+        try:
+            train(args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues from the last saved epoch")
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"
-    shipped = not args.ckpt and not path.exists()
-    model = load(None if shipped else path, args.device)
+    model = load(path, args.device)
     trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{args.out} holds no model: this is the one that comes along" if shipped else path,
-          trained["data"], f"{trained['epochs']} epochs", sep=", ")
+    print(f"{path}: trained on {trained['data']} for {trained['epochs']} epochs")
     if args.sample:
-        if "data" in args.given and args.data != trained["data"]:
-            raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
         seconds = time.time() - began
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
+        print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
     if args.fid_runs:
-        of = {k: getattr(args, k) if k in args.given else trained[k] for k in ("data", "split", "size")}
-        real, _ = data.load(of["data"], args.root, of["split"], of["size"])
-        print("against", *of.values())
+        real, _, _ = data.load(args.data, args.root, args.split, args.size)
+        print(f"against {args.data}, {args.split}")
+        net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
-                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
-                              args.out.parent)
-        result |= {**of, "parameters": sum(p.numel() for p in model.parameters()), "trained": trained,
-                   "sampler": sampler, "command": " ".join([data.LAUNCHER, *sys.argv])}
-        data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+                              args.fid_samples, net, args.out.parent)
+        result |= {"data": args.data, "split": args.split, "size": real.shape[2], "trained": trained,
+                   "parameters": sum(p.numel() for p in model.parameters()), "sampler": sampler,
+                   "command": " ".join(["python", *sys.argv])}
+        with data.atomic(args.out / "fid.json") as file:
+            file.write(json.dumps(result, indent=1).encode())
+        print(fid.text(result))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Denoising diffusion on 28 x 28 blood cells (Ho et al., 2020).
+"""Denoising diffusion on 28 x 28 blood cells (DDPM, Ho et al., 2020).
 
-A U-Net learns to say what is noise in a noised image; run backwards from pure noise, step by step, it
-uncovers an image that never was.
+A U-Net learns to predict the noise in a noised image. To sample, it starts from pure noise and removes it
+step by step, until an image is left.
 
-    python ddpm.py --sample 64                        draw cells from the trained model that comes along
+Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small` (five draws of 10,000 samples; a CPU
+core, torch 2.14.1). README.md says what the figure means, RESULTS.md how it was measured.
+
+    python ddpm.py --sample 64                        sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
-    python ddpm.py --epochs 500 --resume              go on where a run was stopped
-    python ddpm.py --unet small --epochs 80           a network that a CPU can train
-    torchrun --nproc_per_node=2 ddpm.py               on several GPUs, or in several processes on a CPU
-
-Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small` (five draws of 10,000 cells; a CPU
-core, torch 2.14.1). README.md says what the figure means, RESULTS.md how it came about.
+    python ddpm.py --resume                           continue a run that was stopped
+    python ddpm.py --unet small --epochs 80           train a network that suits a CPU
+    python ddpm.py --init pretrained --data cells     start from the pretrained weights
+    torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
 """
 import argparse
 import copy
@@ -30,56 +31,86 @@ import torch.nn.functional as F
 import data
 import fid
 
-NAME, LOSSES, SAMPLER = "ddpm", ("loss",), ("steps", "eta", "guidance")
+NAME = "ddpm"
+LOSSES = ("loss",)
+SAMPLER = ("steps", "eta", "guidance")
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
-             decay="none", ema=0, steps=0)
+             decay="none", ema=0.0, steps=0)
 
 
 def get_args(argv=None):
-    p = data.Parser(__doc__)
+    p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
     add = p.add_argument_group("model").add_argument
     add("--timesteps", type=data.number(int, 2, 10000), default=500, help="T, the number of noise levels")
-    add("--schedule", choices=("linear", "cosine"), default="cosine", help="of the noise (paper: linear)")
-    add("--predict", choices=("v", "epsilon"), default="v", help="what the network says (paper: epsilon)")
-    add("--unet", choices=tuple(UNETS), default="deeper", help="the paper's two, or others for a CPU")
-    add("--attention", action=argparse.BooleanOptionalAction, default=True, help="at 7 x 7 (paper: none)")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule (paper: linear)")
+    add("--predict", choices=PREDICTIONS, default="v", help="what the network predicts (paper: epsilon)")
+    add("--unet", choices=tuple(UNETS), default="deeper",
+        help="baseline and deeper are the paper's, small and tiny suit a CPU, large is for the best samples")
+    add("--attention", action=argparse.BooleanOptionalAction, default=True,
+        help="self-attention at 7 x 7 (paper: none)")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
-        help="a tiny network that learns beside it, for --guidance (paper: none)")
+        help="train a tiny network as well, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--optimizer", choices=("muon", "adam"), default="muon", help="of the hidden layers (paper: adam)")
     add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam (paper: 1e-4)")
-    add("--decay", choices=("cosine", "none"), default="cosine", help="of the learning rates to 0, after a "
-        "warm-up of 5 %% of the run, 500 steps at most (paper: none of both)")
-    add("--ema", type=data.number(float, 0, 1), default=0.05, help="half-life of the averaged weights that "
-        "draw, as a share of the training so far; 0: none (paper)")
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: in a long run on a GPU")
-    add = p.add_argument_group("sampling").add_argument
-    add("--steps", type=data.number(int, 0), default=50, help="of the DDIM solver; 30 are better after a "
-        "training of few epochs; 0: all T (paper)")
-    add("--eta", type=data.number(float, 0, 1), default=1.0, help="noise added anew; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), help="away from the guide; if not given, 0.6 with one")
-    args = p.parse(argv, NAME, PAPER, SAMPLER)
+    add("--decay", choices=("cosine", "none"), default="cosine",
+        help="of the learning rates to 0, after a warm-up of 5 %% of the run (paper: none)")
+    add("--ema", type=data.number(float, 0, 1), default=0.05,
+        help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
+    add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="torch.compile the network: takes minutes, for long runs on a GPU")
+    add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
+    add("--classes", action="store_true", help="learn the labels as a condition")
+    add("--augment", action="store_true", help="flip and turn the training images at random")
+    add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
+        help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--out", type=Path, help=f"folder of the run; else out/{NAME}")
+    add("--resume", action="store_true", help="continue the run in --out, with its own settings")
+    add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
+    add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
+    add = p.add_argument_group("data, sampling and measuring").add_argument
+    add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
+    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    add("--split", choices=("train", "val", "test", "all"), default="all", help="part of the data")
+    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
+    add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
+    add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
+    add("--label", help="with --sample: a class, by name or number; else as in the training data")
+    add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000, or all there are")
+    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
+    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    add("--steps", type=data.number(int, 0), default=50, help="of the DDIM sampler; 0: all T (paper)")
+    add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
+    add("--guidance", type=data.number(float, 0), help="strength, away from the guide; else 0.6 with a guide")
+    p.error = data.refuse
+    init = p.parse_known_args(argv)[0].init
+    if init:                                              # the network is that of the file
+        network = load(init, "cpu").model_args
+        p.set_defaults(**{k: v for k, v in network.items() if k not in ("shape", "classes")})
+    args = read_args(p, argv)
     if args.steps > args.timesteps and not (args.sample or args.ckpt):
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
-    if "RANK" in os.environ and not dist.is_initialized():  # torchrun: a process a GPU, or several on a CPU
-        if args.device.type == "cuda":
-            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(args.device)
-        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
-        sys.stdout = open(os.devnull, "w") if data.RANK else sys.stdout
     return args
 
 
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # side of the patches that it works on, channels at full resolution around them (0: none),
-    # channels of each level, bottleneck last
-    "baseline": (1, 0, (64, 128, 256)), "deeper": (1, 0, (64, 128, 256, 512)),
-    "small": (2, 16, (64, 128, 192)), "tiny": (2, 16, (16, 64, 64))}
+UNETS = {  # side of its patches, channels at full resolution around them (0: none), channels of each level
+    "baseline": (1, 0, (64, 128, 256)),
+    "deeper": (1, 0, (64, 128, 256, 512)),
+    "large": (2, 32, (96, 192, 256)),
+    "small": (2, 16, (64, 128, 192)),
+    "tiny": (2, 16, (16, 64, 64)),
+}
 EMBED = 256
 
 
@@ -91,7 +122,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Residual: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
+    """Residual block: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
 
     def __init__(self, c_in, c_out, attention=False):
         super().__init__()
@@ -114,7 +145,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.norm, self.qkv = GroupNorm(8, channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.norm = GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
 
@@ -122,47 +154,39 @@ class Attention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
         if x.is_cuda:
             h = F.scaled_dot_product_attention(q, k, v)   # (B, heads, h w, 64)
-        else:                                             # in full: twice as fast backward on a CPU
+        else:                                             # written out: twice as fast backward on a CPU
             h = (q @ k.mT / 8).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
 class UNet(nn.Module):
-    """(x_t, t, label) -> epsilon or v. classes: {name: images of it in the training data}, or none.
-    guide: with a tiny network beside it, which makes the same mistakes and larger ones."""
+    """(x_t, t, label) -> epsilon or v: (B, C, H, W), (B,), (B,) -> (B, C, H, W)."""
 
-    def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
-                 schedule="cosine", predict="v", guide=False):
+    def __init__(self, shape, n_classes, unet, attention):
         super().__init__()
-        self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self.shape, self.classes = tuple(shape), dict(classes)
-        self.diffusion = Diffusion(timesteps, schedule, predict)
-        self.patch, fine, (*widths, bottom) = UNETS[unet]
-        pixels, up = (fine or shape[0]) * self.patch ** 2, widths[::-1]
+        self.patch, full, (*widths, bottom) = UNETS[unet]
+        pixels, up = (full or shape[0]) * self.patch ** 2, widths[::-1]
         where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
-        self.label = nn.Embedding(len(classes), EMBED) if classes else None
-        self.first = nn.Conv2d(shape[0], fine, 3, padding=1) if fine else nn.Identity()  # sees grain
+        self.label = nn.Embedding(n_classes, EMBED) if n_classes else None
+        self.first = nn.Conv2d(shape[0], full, 3, padding=1) if full else nn.Identity()  # sees grain
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(map(Block, [widths[0], *widths], widths, where))
         self.middle = Block(widths[-1], bottom, attention)
         self.narrow = nn.ModuleList(map(nn.Conv2d, [bottom, *up], up, [1] * len(up)))
         self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(up, where[::-1], strict=True))
         self.head = nn.Sequential(GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], pixels, 3, padding=1))
-        self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * fine, fine, 3, padding=1), nn.SiLU(),
-                                  nn.Conv2d(fine, shape[0], 3, padding=1)) if fine else None
+        self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * full, full, 3, padding=1), nn.SiLU(),
+                                  nn.Conv2d(full, shape[0], 3, padding=1)) if full else None
         nn.init.zeros_((self.last or self.head)[-1].weight)
-        if classes:
+        if n_classes:
             nn.init.zeros_(self.label.weight)
-        self.guide = UNet(shape, classes, "tiny", attention) if guide else None
 
     def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
-        """(1, B, C, 28, 28), or (2, ...) with what the guide says."""
-        others = [] if self.guide is None else [self.guide(x, t, y)]
         c = self.embed(timestep_embedding(t, EMBED))
         c = F.silu(c + self.label(y) if self.label else c)
-        fine, skips = self.first(x), []
-        x = self.stem(F.pixel_unshuffle(fine, self.patch))
+        full, skips = self.first(x), []
+        x = self.stem(F.pixel_unshuffle(full, self.patch))
         for block in self.down:                           # 28 -> 14 -> 7 -> 4
             x = block(x, c)
             skips.append(x)
@@ -173,8 +197,7 @@ class UNet(nn.Module):
             x = F.interpolate(narrow(x), size=skip.shape[2:])
             x = block(torch.cat([x, skip], 1), c)
         x = F.pixel_shuffle(self.head(x), self.patch)
-        x = self.last(torch.cat([x, fine], 1)) if self.last else x
-        return torch.cat([x[None], *others])
+        return self.last(torch.cat([x, full], 1)) if self.last else x
 
 
 def timestep_embedding(t, dim):
@@ -184,17 +207,37 @@ def timestep_embedding(t, dim):
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-Model = UNet
+class DDPM(nn.Module):
+    """The U-Net, its guide (a tiny U-Net, which makes the same mistakes and larger ones) or None, and the
+    noise schedule. classes: {name: images of it in the training data}, empty for a model without labels."""
+
+    def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
+                 schedule="cosine", predict="v", guide=False):
+        super().__init__()
+        self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.shape, self.classes = tuple(shape), dict(classes)
+        self.net = UNet(shape, len(classes), unet, attention)
+        self.guide = UNet(shape, len(classes), "tiny", attention) if guide else None
+        self.diffusion = Diffusion(timesteps, schedule, predict)
+
+
+Model = DDPM
 
 
 # ----------------------------------------------------------------------------------------------------
 # Objective and sampling. alpha_bar[t] is the share of the signal's variance left at step t, 0 .. T-1.
+
+SCHEDULES = ("linear", "cosine")
+PREDICTIONS = ("v", "epsilon")
+
 
 class Diffusion(nn.Module):
     """The noising process and its reversal. A `model` here is a function (x_t, t) -> epsilon or v."""
 
     def __init__(self, timesteps=500, schedule="cosine", predict="v"):
         super().__init__()
+        data.choose("schedule", schedule, SCHEDULES)
+        data.choose("predict", predict, PREDICTIONS)
         if schedule == "linear":                          # Ho et al. 2020
             betas = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64)
         else:                                             # cosine: Nichol & Dhariwal 2021, eq. 17
@@ -209,16 +252,15 @@ class Diffusion(nn.Module):
         a = self.alpha_bar[t][:, None, None, None]
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
-    def loss(self, model, x0, t, epsilon):
-        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal, of each network (k,). The target is
-        epsilon (Ho et al. eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho
-        2022)."""
+    def loss(self, model, x0, t, epsilon, *y):
+        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
+        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
         a = self.alpha_bar[t][:, None, None, None]
         target = a.sqrt() * epsilon - (1 - a).sqrt() * x0 if self.predict_v else epsilon
-        return (model(self.q_sample(x0, t, epsilon), t).float() - target).square().mean((-4, -3, -2, -1))
+        return (model(self.q_sample(x0, t, epsilon), t, *y).float() - target).square().mean()
 
     def predict(self, model, x, t):
-        """The image x_0 that the network sees in x_t, kept in the range of images."""
+        """The image x_0 that the network sees in x_t, clamped to the range of images."""
         a, out = self.alpha_bar[t], model(x, torch.full((len(x),), t, device=x.device)).float()
         x0 = a.sqrt() * x - (1 - a).sqrt() * out if self.predict_v else (x - (1 - a).sqrt() * out) / a.sqrt()
         return x0.clamp(-1, 1)
@@ -242,37 +284,34 @@ class Diffusion(nn.Module):
 
 
 def guided(model, y, w):
-    """(1 + w) model(x, t, y) - w guide(x, t, y): away from the guide's mistakes, Karras et al. 2024 eq. 3."""
+    """(1 + w) net(x, t, y) - w guide(x, t, y): away from the guide's mistakes, Karras et al. 2024 eq. 3."""
     def denoise(x, t):
-        out = model(x, t, y).float()
-        return (1 + w) * out[0] - w * out[-1]             # without a guide: out[0]
+        out = model.net(x, t, y).float()
+        return (1 + w) * out - w * model.guide(x, t, y).float() if w else out
     return denoise
 
 
 @torch.inference_mode()
-def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidance=None, batch=500):
-    """n images, uint8 (n, C, H, W) on the CPU; the seed fixes them. label: a class's number or name, a tensor
-    (n,) of numbers, or None for the training data's proportions. The rest: as the flags of these names."""
-    diffusion, device = model.diffusion, model.stem.weight.device
+def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidance=None, batch=None):
+    """n samples, uint8 (n, C, H, W) on the CPU, which the seed fixes. label: as data.draw_labels has it.
+    steps, eta, guidance: as the flags. batch: samples at a time; None: 500 of 28 x 28, fewer of larger."""
+    diffusion, device = model.diffusion, model.net.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
     if steps > diffusion.T:
-        raise data.UsageError(f"steps {steps}: the model has {diffusion.T}")
+        raise data.Error(f"steps {steps}: the model has {diffusion.T}")
     if guidance and model.guide is None:
-        raise data.UsageError(f"guidance {guidance}: the model was trained with --no-guide")
+        raise data.Error(f"guidance {guidance}: the model was trained with --no-guide")
     w = 0.6 if guidance is None and model.guide else guidance or 0.0
-    images = torch.zeros(n, *model.shape, dtype=torch.uint8, device=device)
-    world = data.WORLD if n > batch else 1                # each process draws its share of the batches
-    for i in range(data.RANK % world * batch, n, world * batch):
-        generator = torch.Generator(device).manual_seed(seed * 100003 + i)
+    batch, images = batch or max(1, 500 * 28 ** 2 // math.prod(model.shape[1:])), []
+    for i in data.progress(range(0, n, batch), "sampling"):
+        generator = torch.Generator(device).manual_seed(int(seed) * 100003 + i)
         x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
         net = guided(model, None if y is None else y[i:i + batch].to(device), w)
         with data.autocast(device, dtype):
             x = diffusion.solve(net, x.contiguous(memory_format=torch.channels_last), generator,
                                 steps or diffusion.T, eta)
-        images[i:i + batch] = from_model(x)
-    if world > 1:
-        dist.all_reduce(images)
-    return images.cpu()
+        images.append(from_model(x).cpu())
+    return torch.cat(images)
 
 
 def to_model(images):
@@ -298,32 +337,57 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.mul_(group["momentum"]).add_(p.grad)
-                update = orthogonalize((p.grad + group["momentum"] * m).flatten(1))  # Nesterov's look ahead
-                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
-                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+            params, beta = group["params"], group["momentum"]
+            grads = [p.grad for p in params]
+            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+            torch._foreach_mul_(momenta, beta)
+            torch._foreach_add_(momenta, grads)
+            updates = torch._foreach_add(grads, momenta, alpha=beta)  # Nesterov's look ahead
+            updates = orthogonalize([u.flatten(1) for u in updates])
+            torch._foreach_mul_(updates, [-group["lr"] * max(1, len(u) / u.shape[1]) ** 0.5 for u in updates])
+            torch._foreach_add_(params, [u.view_as(p) for u, p in zip(updates, params, strict=True)])
 
 
-def orthogonalize(g, steps=5):
-    """g (m, n) with its singular values brought to about 1, by a quintic Newton-Schulz iteration
-    x <- p(x x^T) x, which needs the small square a = x x^T only: half the work of iterating x itself."""
-    x = (g if len(g) <= g.shape[1] else g.T) / (g.norm() + 1e-7)
-    one = product = torch.eye(len(x), device=g.device)
-    a = x @ x.T
-    for _ in range(steps):
-        p = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
-        a, product = p @ a @ p, p @ product
-    x = product @ x
-    return x if len(g) <= g.shape[1] else x.T
+def orthogonalize(matrices, steps=5):
+    """Matrices g (m, n) with their singular values brought to about 1, by a quintic Newton-Schulz iteration
+    x <- p(x x^T) x, which needs the small square a = x x^T only: half the work of iterating x itself. Squares
+    of one size are iterated together: on a GPU their launches would cost more than they do."""
+    wide = [g if len(g) <= g.shape[1] else g.T for g in matrices]
+    wide = list(torch._foreach_div(wide, torch._foreach_add(torch._foreach_norm(wide), 1e-7)))
+    for side in {len(x) for x in wide}:
+        members = [i for i, x in enumerate(wide) if len(x) == side]
+        one = torch.eye(side, device=wide[0].device)
+        a = torch.stack([wide[i] @ wide[i].T for i in members])
+        product = one.expand_as(a)
+        for _ in range(steps):
+            p = 3.4445 * one + torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+            a, product = p @ a @ p, p @ product
+        for i, q in zip(members, product, strict=True):
+            wide[i] = q @ wide[i]
+    return [x if x.shape == g.shape else x.T for x, g in zip(wide, matrices, strict=True)]
 
 
 def train(args):
-    images, labels, classes = training_data(args)
+    # ---- several processes (torchrun): each takes its share of every batch, gradients are averaged ----
+    rank, world = 0, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if args.device.type == "cuda":
+            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+        rank, world = dist.get_rank(), dist.get_world_size()
+        sys.stdout = open(os.devnull, "w") if rank else sys.stdout
+
+    images, labels, names = data.load(args.data, args.root, args.split, args.size)
+    about = data.describe(images, labels, names)
+    held_out = validation_part(args, len(images))
+    images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
-    model = UNet(tuple(images.shape[1:]), classes, args.unet, args.attention, args.timesteps, args.schedule,
-                 args.predict, args.guide).to(args.device, memory_format=torch.channels_last)
+    model = DDPM(about["shape"], about["classes"] if args.classes else {}, args.unet, args.attention,
+                 args.timesteps, args.schedule, args.predict, args.guide)
+    if args.init and not args.resume:
+        initialize(model, args.init)
+    model = model.to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
     hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]  # that touch no pixels
     hidden = hidden if args.optimizer == "muon" else []
@@ -332,39 +396,94 @@ def train(args):
     if hidden:
         optimizers.append(Muon(hidden, args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
-    last = args.epochs * math.ceil(len(images) / args.batch_size)
-    net = nn.parallel.DistributedDataParallel(model) if data.WORLD > 1 else model
-    net = compiled(net, args.compile, last)
-    losses = []
+    rows = begin(args, state, about)
+    signal = model.diffusion.alpha_bar[-1].sqrt().item()
+    if signal > 0.02:
+        print(f"--schedule {args.schedule}: {signal:.0%} of the image's amplitude is left at the last timestep, "
+              "while sampling starts from pure noise")
 
-    def save(epoch):
-        save_model(args, ema, epoch, steps=min(20, args.timesteps))
+    diffusion, net, guide = model.diffusion, model.net, model.guide
+    if args.compile:
+        net = torch.compile(net)
+    if world > 1:
+        net = nn.parallel.DistributedDataParallel(net)
+        guide = guide and nn.parallel.DistributedDataParallel(guide)
 
-    for batches in epochs(args, images, labels, state, losses, save):
-        for step, x, y in batches:
+    per_epoch = data.n_batches(len(images), args.batch_size)
+    saved = time.monotonic()
+    for epoch in range(len(rows), args.epochs):
+        torch.manual_seed(args.seed * 100003 + epoch)     # an epoch's randomness: from (seed, epoch) alone
+        began, losses, step = time.time(), [], epoch * per_epoch
+        for x, y in data.batches(images, labels, args.batch_size, args.augment, args.balance):
+            step += 1
             x0 = to_model(x)
-            t, epsilon = torch.randint(args.timesteps, (len(x),), device=x.device), torch.randn_like(x0)
-            mine = slice(data.RANK, None, data.WORLD) if data.RANK < len(x) else slice(1)  # its share of all
+            t = torch.randint(args.timesteps, (len(x),), device=x.device)
+            epsilon = torch.randn_like(x0)
+            mine = slice(rank, None, world) if rank < len(x) else slice(1)
             x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
-                loss = model.diffusion.loss(lambda x, t, y=y: net(x, t, y), x0, t, epsilon)
-            share = len(range(data.RANK, len(x), data.WORLD)) / len(x)  # a short batch's differ
-            loss = loss * share * data.WORLD
+                loss = diffusion.loss(net, x0, t, epsilon, y)
+                guide_loss = diffusion.loss(guide, x0, t, epsilon, y) if guide else 0
+            share = world * len(range(rank, len(x), world)) / len(x)  # a short batch's differ
             model.zero_grad()
-            loss.sum().backward()
+            ((loss + guide_loss) * share).backward()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * rate(step, last, args.decay)
+                    group["lr"] = optimizer.defaults["lr"] * lr_scale(step, args.epochs * per_epoch, args.decay)
                 optimizer.step()
+            # after h = ema * step further steps a weight counts half: decay^h = 1/2
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
-            losses.append(mean_over_processes(loss[:1]))  # the guide's is not told
-    if data.WORLD > 1:
-        dist.barrier()                                    # model.pt is there for all of them
+            loss = (loss * share / world).detach()
+            if world > 1:
+                dist.all_reduce(loss)
+            losses.append(loss[None])
+        val_loss = validate(args, model, *held_out) if held_out else None
+        log(args, rows, losses, len(images), time.time() - began, val_loss)
+        if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
+            save_model(args, ema, about, len(rows), steps=min(20, args.timesteps))
+            save_checkpoint(args, state, rows, about)     # last: a run killed before it repeats the epoch
+            saved = time.monotonic()
+    if world > 1:
+        dist.destroy_process_group()
+        if rank:
+            sys.exit()                                    # the first process samples and measures
 
 
-def rate(step, last, decay):
-    """The share of the learning rate at a step: a rise over 5 % of the run (500 at most), a cosine to 0."""
-    rise, fall = min(1, step / min(500, 0.05 * last)), 0.5 + 0.5 * math.cos(math.pi * step / last)
+@torch.no_grad()
+def validate(args, model, images, labels):
+    """The loss on held-out images, with the same timesteps and noise each time, so that epochs compare."""
+    torch.manual_seed(0)
+    total = 0
+    for x, y in zip(images.split(args.batch_size), labels.split(args.batch_size), strict=True):
+        x0 = to_model(x)
+        t = torch.randint(args.timesteps, (len(x),), device=x.device)
+        with data.autocast(args.device, args.dtype):
+            total += len(x) * model.diffusion.loss(model.net, x0, t, torch.randn_like(x0), y)
+    return total.item() / len(images)
+
+
+def initialize(model, path):
+    """Takes the weights of another model.pt whose names and shapes fit; rows of the label embedding by the name
+    of the class, a new class the mean of the rows. Raises Error where nothing fits."""
+    other = load(path, "cpu")
+    mine, theirs = model.state_dict(), other.state_dict()
+    taken = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
+    if not any(k.startswith("net.") and v.ndim == 4 for k, v in taken.items()):
+        raise data.Error(f"--init {path}: none of its layers fits into this network")
+    for k in ("net.label.weight", "guide.label.weight"):
+        if k in mine and k in theirs:
+            row = {name: r for (name, count), r in zip(other.classes.items(), theirs[k], strict=True) if count}
+            mean = torch.stack([*row.values()]).mean(0)
+            taken[k] = torch.stack([row.get(name, mean) for name in model.classes])
+    model.load_state_dict(taken, strict=False)
+    new = [name for name in model.classes if not other.classes.get(name)]
+    print(f"--init {path}: {len(taken)} of {len(mine)} tensors taken; new classes: {', '.join(new) or 'none'}")
+
+
+def lr_scale(step, n_steps, decay):
+    """What the learning rate is multiplied by: a rise over 5 % of the run (500 steps at most), a cosine to 0."""
+    rise = min(1, step / min(500, 0.05 * n_steps))
+    fall = 0.5 + 0.5 * math.cos(math.pi * step / n_steps)
     return rise * fall if decay == "cosine" else 1
 
 
@@ -373,149 +492,180 @@ def update_ema(ema, model, decay):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
-def mean_over_processes(loss):
-    loss = loss.detach().clone()
-    if data.WORLD > 1:
-        dist.all_reduce(loss)
-    return loss / data.WORLD
+# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py ----
+
+def read_args(p, argv):
+    """The flags. --paper and --resume set the defaults of what is not given. Nothing is replaced unasked."""
+    p.error = data.refuse
+    args = p.parse_args(argv)
+    if args.paper:
+        p.set_defaults(**PAPER)
+        args = p.parse_args(argv)
+        flags = {k.replace("_", "-"): getattr(args, k) for k in PAPER}
+        print("the paper's settings:", *(f"--{'no-' * (v is False)}{k}" if isinstance(v, bool) else f"--{k} {v}"
+                                         for k, v in flags.items()))
+    named, args.out = args.out, args.out or Path("out") / NAME
+    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
+    if not (args.sample or args.ckpt):  # a training
+        if args.resume:
+            then = data.read_torch(ckpt)["settings"]
+            paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
+            p.set_defaults(**then)
+            now = vars(p.parse_args(argv)) | paper
+            if other := [k for k in then if k not in ("data", "root", "epochs") and now[k] != then[k]]:
+                raise data.Error("--resume with other settings: " + ", ".join(
+                    f"{k} {then[k]} then, {now[k]} now" for k in other))
+            vars(args).update({k: now[k] for k in then})
+        elif not args.overwrite and (model.exists() or ckpt.exists()):
+            raise data.Error(f"{args.out} holds a run: --resume continues it, --overwrite trains anew")
+        return args
+    if not args.ckpt:
+        if not model.exists() and (named or ckpt.exists()):
+            raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
+        args.ckpt = model if model.exists() else "pretrained"
+    elif model.exists() and not (Path(args.ckpt).exists() and model.samefile(args.ckpt)):
+        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another folder with --out")
+    if args.sample and not args.overwrite and any((args.out / f).exists() for f in ("samples.npz", "samples")):
+        raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
+    trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
+    p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
+    now = p.parse_args(argv)
+    if args.sample and now.data != trained["data"]:
+        raise data.Error(f"--data {now.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
+    vars(args).update({k: getattr(now, k) for k in ("data", "root", "split", "size")})
+    return args
 
 
-def compiled(net, when, n_steps):
-    """net through torch.compile; as it is where that does not pay (on a CPU, in a short run) or fails."""
-    if when == "off" or when == "auto" and (n_steps < 2000 or not next(net.parameters()).is_cuda):
-        return net
-    fast = torch.compile(net, dynamic=False)              # a kernel a shape: the same ones after a --resume
-
-    def forward(*inputs):
-        nonlocal fast
-        try:
-            return fast(*inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or one of its many failures
-            print(f"torch.compile failed ({data.one_line(error)}); going on without it", file=sys.stderr)
-            fast = net
-            return net(*inputs)
-    return forward
+def settings(args):
+    """What makes a training what it is; --resume starts from it."""
+    free = {"device", "out", "resume", "overwrite", "paper", "compile", "sample", "ckpt", "label", "png",
+            "fid_runs", "fid_samples", "dims", "weights", *SAMPLER}
+    return {k: v for k, v in vars(args).items() if k not in free}
 
 
-# ---- plumbing: the same lines in cvae.py, dcgan.py and ddpm.py ----
+def validation_part(args, n):
+    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most, so
+    that the loss on them takes less than 3 % of an epoch."""
+    if args.split != "train":
+        return None
+    try:
+        images, labels, _ = data.load(args.data, args.root, "val", args.size)
+    except data.Error:
+        return None
+    n = max(1, n // 12)
+    return images[:n].to(args.device), labels[:n].to(args.device)
 
-def training_data(args):
-    """Images, labels and {class: images of it}. Checks here what can be known before the first step."""
-    images, labels = data.load(args.data, args.root, args.split, args.size)
-    if args.fid_runs:  # what the FID after the training will need
-        fid.how_many(args.fid_samples, len(images))
-        fid.network(args.dims, args.weights)
-    classes = data.classes(args.data, labels) if args.classes else {}
-    return images.to(args.device), labels.to(args.device), classes
 
-
-def epochs(args, images, labels, state, losses, save_model):
-    """Yields each epoch's batches of (step, images, labels) and keeps the books: log.csv, model.pt, ckpt.pt.
-    Crash-only: what is random in epoch k comes from (seed, k), what lasts is in `state`, ckpt.pt is the end
-    of an epoch: a run that was killed anywhere goes on from there, to the same end."""
-    path, n, rows = args.out / "ckpt.pt", len(images), []
-    names, per_epoch = ("epoch", *LOSSES, "seconds", "images/s"), math.ceil(n / args.batch_size)
+def begin(args, state, about):
+    """The rows of the log that --resume continues, else []. Checks what can be known before the first step."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        raise data.Error(f"{NAME}.py runs in one process; of the three only ddpm.py takes torchrun")
+    n, rows = sum(about["classes"].values()), []
+    if args.fid_runs:
+        fid.check(n, args.fid_samples, args.dims, args.weights)
     if args.resume:
-        ckpt = data.read_torch(path)
-        then, now, rows = ckpt["settings"], args.settings, ckpt["rows"]
-        if other := [k for k in then | now if then.get(k) != now.get(k)]:
-            raise data.UsageError("--resume with other settings: " + ", ".join(
-                f"{k} {then.get(k)} then, {now.get(k)} now" for k in other))
+        ckpt = data.read_torch(args.out / "ckpt.pt")
+        for k, then in ckpt["data"].items():
+            if about[k] != then:
+                raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
             part.load_state_dict(ckpt[k])
-    start, size = len(rows), sum(p.numel() for p in state["model"].parameters()) / 1e6
-    precision = "bf16" if data.bf16(args.device, args.dtype) else "fp32"
-    print(f"{args.data}, {args.split}: {n:,} images of {[*images.shape[1:]]}; {size:.1f} M parameters; "
-          f"{args.device}, {precision}; {start} of {args.epochs} epochs done", flush=True)
-
-    def checkpoint():
-        ckpt = {k: part.state_dict() for k, part in state.items()} | {"settings": args.settings, "rows": rows}
-        data.save(path, lambda file: torch.save(ckpt, file))
-
-    def batches():
-        for i, (x, y) in enumerate(data.batches(images, labels, args.batch_size, args.augment), 1):
-            yield epoch * per_epoch + i, x, y
-            if i == 10 and epoch == start:
-                minutes = (time.time() - began) / 600 * (per_epoch * (args.epochs - start) - 10)
-                print(f"about {minutes:.0f} minutes to epoch {args.epochs}", flush=True)
-
+        rows = ckpt["rows"]
+    steps = data.n_batches(n, args.batch_size)
+    print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
+          ", ".join(f"{name} {count}" for name, count in about["classes"].items()))
+    print(f"{sum(p.numel() for p in state['model'].parameters()) / 1e6:.1f} M parameters; {args.device}, "
+          f"{'bf16' if data.bf16(args.device, args.dtype) else 'fp32'}; {steps} steps an epoch, "
+          f"{steps * args.epochs:,} in all; {len(rows)} of {args.epochs} epochs done", flush=True)
     if not rows:
-        checkpoint()  # a disk that takes none is found now
-        for stale in ("model.pt", "log.csv", "fid.json"):
+        save_checkpoint(args, state, rows, about)  # a disk that takes none is found now
+    if len(rows) < args.epochs:  # results do not outlive what they came from
+        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv"):
             (args.out / stale).unlink(missing_ok=True)
-    for epoch in range(start, args.epochs):
-        torch.manual_seed(args.seed * 100003 + epoch)
-        began = time.time()
-        losses.clear()
-        yield batches()
-        values = torch.stack(losses).float().cpu()
-        if not values.isfinite().all():
-            i = values.isfinite().all(1).long().argmin().item()
-            raise ValueError(f"{', '.join(LOSSES)} {values[i].tolist()} at epoch {epoch + 1}, step {i + 1}; "
-                             "try a lower --lr")
-        seconds = time.time() - began
-        rows.append([epoch + 1, *values.mean(0).tolist(), seconds, n / seconds])
-        print("  ".join(f"{k} {v:.5g}" for k, v in zip(names, rows[-1], strict=True)), flush=True)
-        data.save(args.out / "log.csv", lambda file: np.savetxt(
-            file, rows, "%.6g", ",", header=",".join(names), comments=""))
-        if epoch + 1 == args.epochs or time.time() - path.stat().st_mtime > 60:
-            save_model(epoch + 1)
-            checkpoint()  # last: a run that is killed before it does the epoch again
+    return rows
 
 
-def save_model(args, net, epoch, **sampler):
-    """model.pt, and samples.png: eight images of each of the first eight classes, or 64."""
+def log(args, rows, losses, n, seconds, val_loss=None):
+    """Adds the epoch's row, prints it and writes log.csv. losses: a tensor a step, its values named by LOSSES."""
+    means = torch.stack(losses).float().mean(0).tolist()
+    if len(means) != len(LOSSES):
+        raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
+    row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
+    if not all(map(math.isfinite, means)):
+        raise data.Error(f"not finite: {row}; try a lower --lr", 1)
+    row |= {} if val_loss is None else {"val_loss": val_loss}
+    rows.append(row | {"seconds": seconds, "images/s": n / seconds})
+    left = f"{(args.epochs - len(rows)) * seconds / 60:.0f} minutes left"
+    print(*(f"{k} {v:.5g}" for k, v in rows[-1].items()), left, sep="  ", flush=True)
+    with data.atomic(args.out / "log.csv") as file:
+        np.savetxt(file, [[*row.values()] for row in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
+
+
+def save_checkpoint(args, state, rows, about):
+    ckpt = {k: part.state_dict() for k, part in state.items()}
+    with data.atomic(args.out / "ckpt.pt") as file:
+        torch.save(ckpt | {"settings": settings(args), "data": about, "rows": rows}, file)
+
+
+def save_model(args, net, about, epochs, **sampler):
+    """model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
     kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
     images = sample(net, len(kinds) if net.classes else 64, kinds, dtype=args.dtype, **sampler)
-    data.save_grid(args.out / "samples.png", images, kinds, [*net.classes])
-    trained = args.settings | {"epochs": epoch}
-    model = {"script": NAME, "model": net.settings, "weights": net.state_dict(), "trained": trained}
-    data.save(args.out / "model.pt", lambda file: torch.save(model, file))
+    data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
+    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    with data.atomic(args.out / "model.pt") as file:
+        torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
+                    "trained": trained}, file)
 
 
-def load(path=None, device=None):
-    """The trained model of a model.pt, else the one that comes along. Raises ValueError for other files."""
-    path = Path(path or Path(__file__).parent / "checkpoints" / f"{NAME}.pt")
+def load(path="pretrained", device=None):
+    """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
+    path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
     ckpt = data.read_torch(path)
-    try:
-        model = Model(**ckpt["model"]) if ckpt["script"] == NAME else None
-        model.load_state_dict(ckpt["weights"])
-        model.trained = ckpt["trained"]
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no model.pt of {NAME}.py: {data.one_line(error)}") from None
+    script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
+    if script != NAME:
+        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model.pt'}, not of {NAME}.py", 1)
+    model = Model(**ckpt["model_args"])
+    fit = {k: v.shape for k, v in model.state_dict().items()}
+    found = {k: v.shape for k, v in ckpt["weights"].items()}
+    if other := [k for k in fit | found if fit.get(k) != found.get(k)]:
+        raise data.Error(f"{path}: {len(other)} weights do not fit today's network, such as {other[0]}", 1)
+    model.load_state_dict(ckpt["weights"])
+    model.trained = ckpt["trained"]
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
 
 def main(argv=None):
     args = get_args(argv)
     if not (args.sample or args.ckpt):
-        train(args)
+        try:
+            train(args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues from the last saved epoch")
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"
-    shipped = not args.ckpt and not path.exists()
-    model = load(None if shipped else path, args.device)
+    model = load(path, args.device)
     trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{args.out} holds no model: this is the one that comes along" if shipped else path,
-          trained["data"], f"{trained['epochs']} epochs", sep=", ")
+    print(f"{path}: trained on {trained['data']} for {trained['epochs']} epochs")
     if args.sample:
-        if "data" in args.given and args.data != trained["data"]:
-            raise data.UsageError(f"--data {args.data}: this model has learned {trained['data']}; see --ckpt")
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
         seconds = time.time() - began
-        print(f"{args.sample} images in {args.out}/samples.npz and samples.png, drawn in {seconds:.1f} s")
+        print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
     if args.fid_runs:
-        of = {k: getattr(args, k) if k in args.given else trained[k] for k in ("data", "split", "size")}
-        real, _ = data.load(of["data"], args.root, of["split"], of["size"])
-        print("against", *of.values())
+        real, _, _ = data.load(args.data, args.root, args.split, args.size)
+        print(f"against {args.data}, {args.split}")
+        net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
-                              args.fid_samples, args.fid_seed, args.dims, args.weights, args.device,
-                              args.out.parent)
-        result |= {**of, "parameters": sum(p.numel() for p in model.parameters()), "trained": trained,
-                   "sampler": sampler, "command": " ".join([data.LAUNCHER, *sys.argv])}
-        data.save(args.out / "fid.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+                              args.fid_samples, net, args.out.parent)
+        result |= {"data": args.data, "split": args.split, "size": real.shape[2], "trained": trained,
+                   "parameters": sum(p.numel() for p in model.parameters()), "sampler": sampler,
+                   "command": " ".join(["python", *sys.argv])}
+        with data.atomic(args.out / "fid.json") as file:
+            file.write(json.dumps(result, indent=1).encode())
+        print(fid.text(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Can the drawn cells be trusted? What real cells score against real ones (floors); then, for 2,048 cells of
+# each model: are they copies (neighbours), are they of their types and what do they teach (cas)?
+# About two hours on two cores. Cells of out/MODEL/model.pt, or of the pretrained model where there is none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. bench/run.sh
+
+# trust FOLDER WHAT SETS: into $OUT/FOLDER/WHAT.json, unless it is there
+trust() {
+  local out=$OUT/$1
+  if [ -f "$out/$2.json" ]; then echo "== $out/$2.json is finished"; return; fi
+  step "$PYTHON" -m bench.trust "${@:2}" ${where[@]+"${where[@]}"} "${measure[@]}" --out "$out"
+}
+
+data=${DATA:-bloodmnist}
+trust trust floors "$data"
+for script in cvae dcgan ddpm; do
+  out=$OUT/trust-$script model=pretrained
+  if [ -f "$OUT/$script/model.pt" ]; then model=$OUT/$script/model.pt; fi
+  if [ ! -f "$out/samples.npz" ]; then
+    step "$PYTHON" $script.py --sample 2048 --ckpt "$model" --out "$out" ${DEVICE:+--device "$DEVICE"}
+  fi
+  trust trust-$script neighbours "$out/samples.npz" "$data"
+  trust trust-$script cas "$out/samples.npz" "$data"
+done
