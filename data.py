@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -45,59 +46,56 @@ class Error(ValueError):
 def load(source="bloodmnist", root=None, split="all", size=None):
     """Images uint8 (N, C, H, W), C 1 or 3, labels int64 (N,) and the names of the classes, a list.
 
-    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz file or a folder of pictures, a subfolder a
-    class. root: the folder of named sets, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val", "test"
-    or "all". size: the side of the images. None: 28, or what an .npz has; 0: pictures at their own size.
-    Of several findings (ChestMNIST) the first counts, from 1. Raises Error."""
+    source: a 2-D MedMNIST name (Yang et al., 2023), "demo", an .npz or a folder of pictures, a subfolder a
+    class. root: folder of the named sets, else $MEDMNIST_ROOT, else ~/.medmnist. split: "train", "val",
+    "test" or "all". size: side of the images; None: 28, or what an .npz has; 0: pictures at their own size.
+    Of an image's several findings (ChestMNIST) the first counts, from 1. Raises Error."""
     choose("split", split, (*SPLITS, "all"))
     if source not in (*NAMES, "demo") and Path(source).is_dir():
         return load_folder(Path(source), split, 28 if size is None else size)
     path = locate(source, root, size or 28)
     try:
         with np.load(path, allow_pickle=False) as file:
-            whole = "images" in file and split == "all"  # samples.npz, which has no splits
-            prefixes = [""] if whole else [f"{s}_" for s in (SPLITS if split == "all" else (split,))]
-            x = [file[f"{p}images"] for p in prefixes]
-            y = [file[f"{p}labels"] if f"{p}labels" in file or not whole else np.zeros(len(x[0]), int)
-                 for p in prefixes]
+            alone = split == "all" and "images" in file  # samples.npz, which has no splits
+            parts = [""] if alone else [f"{s}_" for s in (SPLITS if split == "all" else (split,))]
+            x = [file[f"{part}images"] for part in parts]
+            y = [file[f"{part}labels"] if not alone or "labels" in file else np.zeros(len(x[0]), int)
+                 for part in parts]
             names = file["class_names"].tolist() if "class_names" in file else []
-        if not all(len(a) == len(b) for a, b in zip(x, y, strict=True)):
-            raise ValueError(f"{[*map(len, x)]} images, {[*map(len, y)]} labels")
-        x = x[0] if len(x) == 1 else np.concatenate(x)
-        labels, several = read_labels(np.concatenate(y))
-        check_array(x, labels)
+        x, y, several = check_arrays(x, y)
     except Exception as error:  # numpy and zipfile meet foreign bytes with a dozen types
         advice = "delete it to have it fetched again" if source in NAMES else \
-            f"an .npz set has the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}, or images, labels"
+            f"a set has the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}, or images, labels"
         raise Error(f"{path} is not a readable MedMNIST file: {one_line(error)}; {advice}", 1) from error
     if size and x.shape[1] != size:
-        raise Error(f"--size {size}: {path} holds images of {x.shape[1]} x {x.shape[2]}")
+        raise Error(f"--size {size}: {path} holds images of {x.shape[1]} x {x.shape[1]}")
     if source in NAMES:
         from medmnist import INFO  # here alone: it takes seconds
         names = ["none"] * several + [*INFO[source]["label"].values()]
-    classes = int(labels.max()) + 1
-    if names and not len(set(names)) == len(names) >= classes:
-        raise Error(f"{path}: class_names {names} do not name the {classes} classes of its labels", 1)
-    x = torch.from_numpy(x.reshape(*x.shape[:3], -1)).permute(0, 3, 1, 2)  # stays channels last in memory
-    return x, labels, [str(name) for name in names] or [str(k) for k in range(classes)]
+    names = [str(name) for name in names] or [str(k) for k in range(y.max() + 1)]
+    if not len(set(names)) == len(names) > y.max():
+        raise Error(f"{path}: class_names {names} do not name each of its classes, 0 to {y.max()}", 1)
+    return channels_first(x), torch.from_numpy(y), names
 
 
-def read_labels(y):
-    """An array of labels, (N,), (N, 1) or (N, K) of 0 and 1 -> int64 (N,), and whether there were several."""
-    several = y.ndim == 2 and y.shape[1] > 1
+def check_arrays(x, y):
+    """Lists of arrays -> images uint8 (N, S, S[, C]), labels int64 (N,), and whether labels were several."""
+    shapes = f"images {x[0].dtype} {[*map(np.shape, x)]}, labels {y[0].dtype} {[*map(np.shape, y)]}"
+    fit = len({a.shape[1:] for a in x}) == 1 and all(len(a) == len(b) for a, b in zip(x, y, strict=True))
+    x, y = (x[0], y[0]) if len(x) == 1 else (np.concatenate(x), np.concatenate(y)) if fit else (None, None)
+    several = fit and y.ndim == 2 and y.shape[1] > 1
     if several:
         y = np.where(y.any(1), y.argmax(1) + 1, 0)
-    if y.dtype.kind not in "iu" or not (y.size and 0 <= y.min() <= y.max() <= 999):
-        raise ValueError(f"labels {y.dtype} {y.shape}, not a whole number from 0 to 999 each")
-    return torch.from_numpy(y.reshape(-1).astype(np.int64)), several
+    if not (fit and x.dtype == np.uint8 and x.ndim in (3, 4) and x.shape[3:] in ((), (1,), (3,)) and x.size
+            and x.shape[1] == x.shape[2] and x.shape[1] in range(16, 257, 4)
+            and y.size == len(x) and y.dtype.kind in "iu" and 0 <= y.min() <= y.max() <= 999):
+        raise ValueError(f"{shapes}, not uint8 N x S x S (x 3), S 16, 20 .. 256, a label below 1000 each")
+    return x, y.reshape(-1).astype(np.int64), several
 
 
-def check_array(x, labels):
-    side, other, channels = (*x.shape[1:], 1)[:3] if x.ndim in (3, 4) else (0, 1, 0)
-    if not (x.dtype == np.uint8 and side == other and side in range(16, 257, 4) and channels in (1, 3)
-            and len(x) == len(labels)):
-        raise ValueError(f"images {x.dtype} {x.shape}, labels {tuple(labels.shape)}, not uint8 N x S x S (x 3), "
-                         "S 16, 20 .. 256, and a label each")
+def channels_first(x):
+    """An array (N, H, W[, C]) as a tensor (N, C, H, W), which stays channels last in memory."""
+    return torch.from_numpy(x.reshape(*x.shape[:3], -1)).permute(0, 3, 1, 2)
 
 
 def locate(source, root=None, size=28):
@@ -111,106 +109,94 @@ def locate(source, root=None, size=28):
         return path
     if size not in (28, 64, 128, 224):
         raise Error(f"--size {size}: MedMNIST has 28, 64, 128 and 224")
-    root = root or os.environ.get("MEDMNIST_ROOT")
-    root = Path(root) if root else Path(os.path.expanduser("~")) / ".medmnist"
-    path = root.expanduser() / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
+    root = Path(root or os.environ.get("MEDMNIST_ROOT") or os.path.expanduser("~/.medmnist"))
+    path = root / (f"{source}.npz" if size == 28 else f"{source}_{size}.npz")
     if not path.is_file():
-        fetch(source, path, size)
+        import medmnist
+        info = medmnist.INFO[source]
+        try:
+            with tempfile.TemporaryDirectory() as tmp:  # it appears at `path` only when it is whole
+                getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
+                with open(Path(tmp) / path.name, "rb") as whole, atomic(path) as file:
+                    shutil.copyfileobj(whole, file)
+        except Exception as error:  # no network, a wrong md5, no space: the user's next step is the same
+            url = info["url" if size == 28 else f"url_{size}"]
+            raise Error(f"no file at {path}, and the download from {url} failed ({one_line(error):.60}); "
+                        "put it there, or name its folder with --root", 1) from error
     return path
 
 
-def fetch(source, path, size):
-    """medmnist's download into a folder of its own, so that the file appears at `path` only when it is whole."""
-    import medmnist
-    info, there = medmnist.INFO[source], path.parent.is_dir()
-    try:
-        tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        tmp.mkdir(parents=True)
-        getattr(medmnist, info["python_class"])(split="train", root=tmp, download=True, size=size)
-        os.replace(tmp / path.name, path)
-    except Exception as error:  # no network, a wrong md5, no space: the user's next step is the same
-        url = info["url"] if size == 28 else info[f"url_{size}"]
-        raise Error(f"no file at {path}, and the download from {url} failed ({one_line(error):.60}); "
-                    "put it there, or name its folder with --root", 1) from error
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-        if not there and path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
-
-
 def load_folder(folder, split, size):
-    """load() of <class>/, of <split>/<class>/, or of pictures alone: centre squares, resized by MedMNIST's filter."""
+    """load() of <class>/, of <split>/<class>/, or of pictures alone. Without splits, a hash of each picture's
+    name makes them: a tenth is val, a fifth is test."""
     if any((folder / name).exists() for name in ("ckpt.pt", "model.pt", "samples.npz")):
         raise Error(f"{folder} holds a run: name its samples.npz, or its folder samples")
     below = subfolders(folder)
     parts = {folder / name: SPELLINGS[name.lower()] for name in below if name.lower() in SPELLINGS}
     if parts and len(parts) < len(below):
         others = ", ".join(name for name in below if folder / name not in parts)
-        raise Error(f"{folder}: beside its splits ({', '.join(p.name for p in parts)}) lies {others}; move it")
+        raise Error(f"{folder}: {others} lies beside its splits {', '.join(part.name for part in parts)}")
     parts = parts or {folder: None}
     names = sorted({name for part in parts for name in subfolders(part)})
+    for place in {folder, *parts}:
+        loose = sum(f.is_file() and is_picture(f.name) for f in place.iterdir())
+        if loose and (names or place not in parts):
+            raise Error(f"{place}: {loose} pictures lie loose beside its subfolders; move them into a class")
     files, others = [], Counter()
-    for part in {folder: None} | parts:
-        loose = [f for f in part.iterdir() if f.is_file() and is_picture(f, part)]
-        if loose and (names or part not in parts):
-            raise Error(f"{part}: {len(loose)} pictures lie loose beside the subfolders; move them into a class")
     for part, of in parts.items():
-        found = list_pictures(part, names or ["."], others)
-        files += [(path, k) for path, k in found if split in ("all", of or tenth(path.relative_to(folder)))]
+        for path, k in list_files(part, names or ["."]):
+            if not is_picture(path):
+                others[Path(path).suffix.lower() or "without an ending"] += 1
+            elif split in ("all", of or part_of(Path(path).relative_to(folder))):
+                files.append((Path(path), k))
     if others:
         print(f"{folder}: not read: {', '.join(f'{n} {end}' for end, n in others.items())}", file=sys.stderr)
-    if split != "all" and None in parts.values():
-        warnings.warn(f"{folder} is not split: by a hash of their names a tenth of the pictures is val, a fifth test",
-                      stacklevel=3)
     if not files:
         raise Error(f"{folder} holds no pictures ({', '.join(PICTURES)}) of split {split}", 1)
-    return read_pictures(folder, [f for f, _ in files], size), torch.tensor([k for _, k in files]), names or ["all"]
+    images = read_pictures(folder, [path for path, _ in files], size)
+    return images, torch.tensor([k for _, k in files]), names or ["all"]
 
 
 def subfolders(folder):
-    return sorted(f.name for f in folder.iterdir() if f.is_dir() and visible(f.name))
+    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not hidden(f.name))
 
 
-def visible(name):
-    """False for hidden files and for those that macOS adds."""
-    return not name.startswith(".") and name != "__MACOSX"
+def hidden(name):
+    """Files that systems and notebooks leave: .DS_Store, ._x.png, .ipynb_checkpoints, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
-def is_picture(path, folder):
-    return path.suffix.lower() in PICTURES and all(map(visible, path.relative_to(folder).parts))
+def is_picture(name):
+    return Path(name).suffix.lower() in PICTURES and not hidden(Path(name).name)
 
 
-def list_pictures(folder, names, others):
-    """[(path, class)] of a folder's classes, links followed, each picture once; counts other files by ending."""
+def list_files(folder, names):
+    """[(path, class)] of the files of a folder's classes: links followed, each file once, no hidden ones."""
     from torchvision.datasets import ImageFolder  # here alone: it takes seconds
 
-    class Folder(ImageFolder):
+    class Files(ImageFolder):
         def find_classes(self, directory):
             return names, {name: k for k, name in enumerate(names)}
 
     seen = set()
 
-    def valid(name):
-        path, real = Path(name), os.path.realpath(name)
-        if real in seen or not all(map(visible, path.relative_to(folder).parts)):
-            return False
+    def new(path):
+        real = os.path.realpath(path)
+        known = real in seen or any(map(hidden, Path(path).relative_to(folder).parts))
         seen.add(real)
-        if not is_picture(path, folder):
-            others[path.suffix.lower() or "without an ending"] += 1
-        return is_picture(path, folder)
+        return not known
 
-    found = Folder(folder, loader=read_picture, is_valid_file=valid, allow_empty=True).samples
-    return [(Path(path), k) for path, k in found]
+    return Files(folder, is_valid_file=new, allow_empty=True).samples
 
 
-def tenth(path):
-    """The split of a picture, from its own name: others may come and go."""
+def part_of(path):
+    """The split of a picture, which hangs on its own name alone: others may come and go."""
     n = int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") % 10
     return "val" if n == 0 else "test" if n < 3 else "train"
 
 
 def read_pictures(folder, files, size):
-    """uint8 (N, C, H, W): centre squares of side `size`, or, with 0, whole pictures, which must be alike."""
+    """uint8 (N, C, H, W): centre squares, resized with MedMNIST's filter, or, with size 0, as they are."""
     images, bad, peaks = [], [], []
     for path in progress(files, f"reading {folder}"):
         try:
@@ -226,21 +212,21 @@ def read_pictures(folder, files, size):
             image = square.resize((size, size), Image.Resampling.BICUBIC)
         images.append(image)
     if bad:
-        more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
+        more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise Error(f"{len(bad)} of {len(files)} pictures cannot be used: {'; '.join(bad[:10])}{more}", 1)
     if peaks and max(peaks) < 4096:
-        raise Error(f"{folder}: no value of its 16-bit pictures is above {max(peaks)} of 65535, so they would be "
-                    "black; save them with 8 bits, or multiply 12-bit values by 16", 1)
-    if len(sizes := {image.size for image in images}) > 1:
-        raise Error(f"{folder} holds pictures of {len(sizes)} sizes, such as "
-                    f"{' and '.join(f'{w} x {h}' for w, h in sorted(sizes)[:2])}; --size 28 makes them alike")
+        raise Error(f"{folder}: no value of its 16-bit pictures is above {max(peaks)} of 65535, so they would "
+                    "be nearly black; multiply 12-bit values by 16, or save with 8 bits", 1)
+    sizes = sorted({image.size for image in images})
+    if len(sizes) > 1:
+        two = " and ".join(f"{w} x {h}" for w, h in sizes[:2])
+        raise Error(f"{folder} holds pictures of {len(sizes)} sizes, as {two}; --size 28 makes them alike")
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    x = np.stack([np.asarray(image.convert(mode)) for image in images])
-    return torch.from_numpy(x.reshape(*x.shape[:3], -1)).permute(0, 3, 1, 2)
+    return channels_first(np.stack([np.asarray(image.convert(mode)) for image in images]))
 
 
 def read_picture(path):
-    """A picture as PIL has it, upright, "L" or "RGB", 8 bits a channel. Raises Error for what has no such form."""
+    """A picture, upright, as PIL has it: "L" or "RGB", 8 bits a channel. Raises Error for all else."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
@@ -256,17 +242,18 @@ def read_picture(path):
 
 
 def describe(images, labels, names):
-    """What a set is, so that --resume knows it: its classes and counts, the shape, a hash of pixels and labels."""
+    """What a set is, by which --resume knows it: classes and counts, shape, a hash of pixels and labels."""
     sha = hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().numpy())
-    sha.update(labels.contiguous().numpy())
+    sha.update(labels.numpy())
     counts = labels.bincount(minlength=len(names)).tolist()
-    return {"classes": dict(zip(names, counts, strict=True)), "shape": [*images.shape[1:]], "sha256": sha.hexdigest()}
+    return {"classes": dict(zip(names, counts, strict=True)), "shape": [*images.shape[1:]],
+            "sha256": sha.hexdigest()}
 
 
 # ---- batches and labels ----
 
 def n_batches(n, batch_size):
-    """Batches of an epoch of n images. A last batch of one image joins the one before: BatchNorm needs two."""
+    """Batches an epoch of n images has. A last batch of one joins the one before: BatchNorm needs two."""
     return max(1, -(-n // batch_size) - (batch_size > 1 and n % batch_size == 1))
 
 
@@ -311,11 +298,11 @@ def draw_labels(classes, n, label=None, seed=0):
     if label.dtype.kind not in "iuU" or label.size not in (1, n) or label.ndim > 2:
         raise Error(f"label: {label.dtype} {label.shape}, not one class or {n} of them, by number or name")
     found = {one: find_class(classes, one) for one in set(label.reshape(-1).tolist())}
-    return torch.tensor([found[one] for one in label.reshape(-1).tolist()] * (n if label.size == 1 < n else 1))
+    return torch.tensor([found[one] for one in label.reshape(-1).tolist()]).expand(n).clone()
 
 
 def find_class(classes, label):
-    """The number of a class: an exact name goes before a number, and a number before a name's first letters."""
+    """A class's number: an exact name goes before a number, a number before a name's first letters."""
     seen = [(k, name) for k, (name, count) in enumerate(classes.items()) if count]
     ways = [lambda k, name: name == label, lambda k, name: str(k) == str(label),
             lambda k, name: name.lower().startswith(str(label).lower()) and label != ""]
@@ -354,7 +341,7 @@ def atomic(path):
 
 
 def replace(tmp, path):
-    """os.replace, which Windows refuses while a viewer holds the file: a log or picture can wait for the next."""
+    """os.replace, which Windows refuses while a viewer holds the file: a log or a picture can wait."""
     for _ in range(10):
         try:
             return os.replace(tmp, path)
@@ -377,8 +364,8 @@ def read_torch(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except (Error, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch.load meets foreign bytes with a dozen types
-        raise Error(f"{path} is no checkpoint: {type(error).__name__}, more than tensors and settings, or damage",
+    except Exception:  # torch.load meets foreign bytes with a dozen types
+        raise Error(f"{path} is no checkpoint: it is damaged, or holds more than tensors and settings",
                     1) from None
 
 
@@ -475,8 +462,7 @@ def bf16(device, dtype="auto"):
 
 
 def autocast(device, dtype="auto"):
-    """The networks' precision. Without the cache of cast weights on a GPU: CUDA graphs do not allow it."""
-    return torch.autocast(device.type, torch.bfloat16, bf16(device, dtype), cache_enabled=device.type != "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16(device, dtype))
 
 
 def progress(steps, title):
@@ -497,14 +483,16 @@ def command(main):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # where a terminal has no ±
     try:
-        main()
+        return main()
     except Error as error:
-        sys.exit(print(f"{script}: {error}", file=sys.stderr) or error.code)
+        message, code = error, error.code
     except torch.OutOfMemoryError as error:
-        sys.exit(print(f"{script}: {one_line(error)}; try a smaller --batch-size", file=sys.stderr) or 1)
+        message, code = f"{one_line(error)}; try a smaller --batch-size", 1
     except OSError as error:
         if not error.filename:
             raise
-        sys.exit(print(f"{script}: {error.filename}: {error.strerror}", file=sys.stderr) or 1)
+        message, code = f"{error.filename}: {error.strerror}", 1
     except KeyboardInterrupt as error:
-        sys.exit(print(f"\n{script}: {str(error) or 'stopped'}", file=sys.stderr) or 130)
+        message, code = str(error) or "stopped", 130
+    print(f"{script}: {message}", file=sys.stderr)
+    sys.exit(code)

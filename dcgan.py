@@ -83,7 +83,7 @@ def get_args(argv=None):
     add("--label", help="with --sample: a class, by name or number; else as in the training data")
     add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
     add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
-    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000, or all there are")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000 or all")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
     add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
     return read_args(p, argv)
@@ -160,9 +160,9 @@ Model = Generator
 # Objective.
 
 def discriminator_loss(real_logits, fake_logits, relativistic=False, smoothing=0.0):
-    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, D the logit's sigmoid. Relativistic: of each pair of
-    a real and a fake image the first is the real one, -log sigmoid(logit(x) - logit(G(z))),
-    Jolicoeur-Martineau 2019. The targets 1 and 0 are 1 - smoothing and smoothing."""
+    """-log D(x) - log(1 - D(G(z))), Goodfellow et al. 2014, D the logit's sigmoid. Relativistic: of each pair
+    the first is real, the second fake, -log sigmoid(logit(x) - logit(G(z))), Jolicoeur-Martineau 2019. The
+    targets 1 and 0 are 1 - smoothing and smoothing."""
     pair = [real_logits - fake_logits] if relativistic else [real_logits, -fake_logits]
     return sum(F.binary_cross_entropy_with_logits(x, torch.full_like(x, 1 - smoothing)) for x in pair)
 
@@ -301,9 +301,9 @@ def read_args(p, argv):
     if args.paper:
         p.set_defaults(**PAPER)
         args = p.parse_args(argv)
-        flags = {k.replace("_", "-"): getattr(args, k) for k in PAPER}
-        print("the paper's settings:", *(f"--{'no-' * (v is False)}{k}" if isinstance(v, bool) else f"--{k} {v}"
-                                         for k, v in flags.items()))
+        print("the paper's settings:", *(
+            f"--{k}={v}".replace("_", "-") for k, v in vars(args).items() if k in PAPER and v is not False),
+            *(f"--no-{k}" for k in PAPER if getattr(args, k) is False))
     named, args.out = args.out, args.out or Path("out") / NAME
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not (args.sample or args.ckpt):  # a training
@@ -324,8 +324,9 @@ def read_args(p, argv):
             raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
         args.ckpt = model if model.exists() else "pretrained"
     elif model.exists() and not (Path(args.ckpt).exists() and model.samefile(args.ckpt)):
-        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another folder with --out")
-    if args.sample and not args.overwrite and any((args.out / f).exists() for f in ("samples.npz", "samples")):
+        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
+    there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
+    if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
     trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
     p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
@@ -344,8 +345,8 @@ def settings(args):
 
 
 def validation_part(args, n):
-    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most, so
-    that the loss on them takes less than 3 % of an epoch."""
+    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most:
+    the loss on them takes less than 3 % of an epoch."""
     if args.split != "train":
         return None
     try:
@@ -357,7 +358,7 @@ def validation_part(args, n):
 
 
 def begin(args, state, about):
-    """The rows of the log that --resume continues, else []. Checks what can be known before the first step."""
+    """The rows of the log that --resume continues, else []. Checks what can be known by now."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         raise data.Error(f"{NAME}.py runs in one process; of the three only ddpm.py takes torchrun")
     n, rows = sum(about["classes"].values()), []
@@ -386,7 +387,7 @@ def begin(args, state, about):
 
 
 def log(args, rows, losses, n, seconds, val_loss=None):
-    """Adds the epoch's row, prints it and writes log.csv. losses: a tensor a step, its values named by LOSSES."""
+    """Adds the epoch's row, prints it, writes log.csv. losses: a tensor a step, its values as in LOSSES."""
     means = torch.stack(losses).float().mean(0).tolist()
     if len(means) != len(LOSSES):
         raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
@@ -398,7 +399,7 @@ def log(args, rows, losses, n, seconds, val_loss=None):
     left = f"{(args.epochs - len(rows)) * seconds / 60:.0f} minutes left"
     print(*(f"{k} {v:.5g}" for k, v in rows[-1].items()), left, sep="  ", flush=True)
     with data.atomic(args.out / "log.csv") as file:
-        np.savetxt(file, [[*row.values()] for row in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
+        np.savetxt(file, [[*r.values()] for r in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
 
 
 def save_checkpoint(args, state, rows, about):
@@ -424,7 +425,7 @@ def load(path="pretrained", device=None):
     ckpt = data.read_torch(path)
     script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
     if script != NAME:
-        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model.pt'}, not of {NAME}.py", 1)
+        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model'}, not of {NAME}.py", 1)
     model = Model(**ckpt["model_args"])
     fit = {k: v.shape for k, v in model.state_dict().items()}
     found = {k: v.shape for k, v in ckpt["weights"].items()}
@@ -441,7 +442,7 @@ def main(argv=None):
         try:
             train(args)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues from the last saved epoch")
+            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues it") from None
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"

@@ -84,7 +84,7 @@ def get_args(argv=None):
     add("--label", help="with --sample: a class, by name or number; else as in the training data")
     add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
     add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
-    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000, or all there are")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000 or all")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
     add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
     add("--steps", type=data.number(int, 0), default=50, help="of the DDIM sampler; 0: all T (paper)")
@@ -122,7 +122,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Residual block: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
+    """Residual: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
 
     def __init__(self, c_in, c_out, attention=False):
         super().__init__()
@@ -399,8 +399,8 @@ def train(args):
     rows = begin(args, state, about)
     signal = model.diffusion.alpha_bar[-1].sqrt().item()
     if signal > 0.02:
-        print(f"--schedule {args.schedule}: {signal:.0%} of the image's amplitude is left at the last timestep, "
-              "while sampling starts from pure noise")
+        print(f"--schedule {args.schedule}: {signal:.0%} of the image is left at the last timestep, "
+              "but sampling starts from pure noise")
 
     diffusion, net, guide = model.diffusion, model.net, model.guide
     if args.compile:
@@ -410,6 +410,7 @@ def train(args):
         guide = guide and nn.parallel.DistributedDataParallel(guide)
 
     per_epoch = data.n_batches(len(images), args.batch_size)
+    n_steps = args.epochs * per_epoch
     saved = time.monotonic()
     for epoch in range(len(rows), args.epochs):
         torch.manual_seed(args.seed * 100003 + epoch)     # an epoch's randomness: from (seed, epoch) alone
@@ -429,7 +430,7 @@ def train(args):
             ((loss + guide_loss) * share).backward()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * lr_scale(step, args.epochs * per_epoch, args.decay)
+                    group["lr"] = optimizer.defaults["lr"] * lr_scale(step, n_steps, args.decay)
                 optimizer.step()
             # after h = ema * step further steps a weight counts half: decay^h = 1/2
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
@@ -463,8 +464,8 @@ def validate(args, model, images, labels):
 
 
 def initialize(model, path):
-    """Takes the weights of another model.pt whose names and shapes fit; rows of the label embedding by the name
-    of the class, a new class the mean of the rows. Raises Error where nothing fits."""
+    """Takes the weights of another model.pt whose names and shapes fit; rows of the label embedding by the
+    class's name, for a new class their mean. Raises Error where nothing fits."""
     other = load(path, "cpu")
     mine, theirs = model.state_dict(), other.state_dict()
     taken = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
@@ -472,16 +473,16 @@ def initialize(model, path):
         raise data.Error(f"--init {path}: none of its layers fits into this network")
     for k in ("net.label.weight", "guide.label.weight"):
         if k in mine and k in theirs:
-            row = {name: r for (name, count), r in zip(other.classes.items(), theirs[k], strict=True) if count}
-            mean = torch.stack([*row.values()]).mean(0)
-            taken[k] = torch.stack([row.get(name, mean) for name in model.classes])
+            row = dict(zip(other.classes, theirs[k], strict=True))
+            mean = torch.stack([row[name] for name, count in other.classes.items() if count]).mean(0)
+            taken[k] = torch.stack([row[name] if other.classes.get(name) else mean for name in model.classes])
     model.load_state_dict(taken, strict=False)
     new = [name for name in model.classes if not other.classes.get(name)]
-    print(f"--init {path}: {len(taken)} of {len(mine)} tensors taken; new classes: {', '.join(new) or 'none'}")
+    print(f"--init {path}: took {len(taken)} of {len(mine)} tensors; new classes: {', '.join(new) or 'none'}")
 
 
 def lr_scale(step, n_steps, decay):
-    """What the learning rate is multiplied by: a rise over 5 % of the run (500 steps at most), a cosine to 0."""
+    """Factor of the learning rate: a rise over 5 % of the run (500 steps at most), then a cosine to 0."""
     rise = min(1, step / min(500, 0.05 * n_steps))
     fall = 0.5 + 0.5 * math.cos(math.pi * step / n_steps)
     return rise * fall if decay == "cosine" else 1
@@ -501,9 +502,9 @@ def read_args(p, argv):
     if args.paper:
         p.set_defaults(**PAPER)
         args = p.parse_args(argv)
-        flags = {k.replace("_", "-"): getattr(args, k) for k in PAPER}
-        print("the paper's settings:", *(f"--{'no-' * (v is False)}{k}" if isinstance(v, bool) else f"--{k} {v}"
-                                         for k, v in flags.items()))
+        print("the paper's settings:", *(
+            f"--{k}={v}".replace("_", "-") for k, v in vars(args).items() if k in PAPER and v is not False),
+            *(f"--no-{k}" for k in PAPER if getattr(args, k) is False))
     named, args.out = args.out, args.out or Path("out") / NAME
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not (args.sample or args.ckpt):  # a training
@@ -524,8 +525,9 @@ def read_args(p, argv):
             raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
         args.ckpt = model if model.exists() else "pretrained"
     elif model.exists() and not (Path(args.ckpt).exists() and model.samefile(args.ckpt)):
-        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another folder with --out")
-    if args.sample and not args.overwrite and any((args.out / f).exists() for f in ("samples.npz", "samples")):
+        raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
+    there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
+    if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
     trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
     p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
@@ -544,8 +546,8 @@ def settings(args):
 
 
 def validation_part(args, n):
-    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most, so
-    that the loss on them takes less than 3 % of an epoch."""
+    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most:
+    the loss on them takes less than 3 % of an epoch."""
     if args.split != "train":
         return None
     try:
@@ -557,7 +559,7 @@ def validation_part(args, n):
 
 
 def begin(args, state, about):
-    """The rows of the log that --resume continues, else []. Checks what can be known before the first step."""
+    """The rows of the log that --resume continues, else []. Checks what can be known by now."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         raise data.Error(f"{NAME}.py runs in one process; of the three only ddpm.py takes torchrun")
     n, rows = sum(about["classes"].values()), []
@@ -586,7 +588,7 @@ def begin(args, state, about):
 
 
 def log(args, rows, losses, n, seconds, val_loss=None):
-    """Adds the epoch's row, prints it and writes log.csv. losses: a tensor a step, its values named by LOSSES."""
+    """Adds the epoch's row, prints it, writes log.csv. losses: a tensor a step, its values as in LOSSES."""
     means = torch.stack(losses).float().mean(0).tolist()
     if len(means) != len(LOSSES):
         raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
@@ -598,7 +600,7 @@ def log(args, rows, losses, n, seconds, val_loss=None):
     left = f"{(args.epochs - len(rows)) * seconds / 60:.0f} minutes left"
     print(*(f"{k} {v:.5g}" for k, v in rows[-1].items()), left, sep="  ", flush=True)
     with data.atomic(args.out / "log.csv") as file:
-        np.savetxt(file, [[*row.values()] for row in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
+        np.savetxt(file, [[*r.values()] for r in rows], "%.6g", ",", header=",".join(rows[-1]), comments="")
 
 
 def save_checkpoint(args, state, rows, about):
@@ -624,7 +626,7 @@ def load(path="pretrained", device=None):
     ckpt = data.read_torch(path)
     script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
     if script != NAME:
-        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model.pt'}, not of {NAME}.py", 1)
+        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model'}, not of {NAME}.py", 1)
     model = Model(**ckpt["model_args"])
     fit = {k: v.shape for k, v in model.state_dict().items()}
     found = {k: v.shape for k, v in ckpt["weights"].items()}
@@ -641,7 +643,7 @@ def main(argv=None):
         try:
             train(args)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues from the last saved epoch")
+            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues it") from None
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"
