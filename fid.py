@@ -1,7 +1,7 @@
 """FID (Fréchet Inception Distance; Heusel et al., 2017), KID, precision and recall of two sets of images.
 
-Inception v3 turns an image into a vector of features, as in pytorch-fid. The FID is the distance of two clouds
-of such vectors, 0 for equal ones. Images have one range: uint8, or floats in [0, 1].
+Inception v3 turns an image into a vector of features. The FID is the distance of two clouds of such vectors.
+Features and distance equal pytorch-fid's. Images have one range: uint8, or floats in [0, 1].
 
     python fid.py samples.npz bloodmnist                   two sets: names, .npz files, folders of pictures
     python fid.py samples cells --size 28 --split test     folders, read as training reads them
@@ -30,8 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import data
 
 LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
-SIZES = {64: ("Conv2d_3", 29024), 192: ("M", 173472), 768: ("Mixed_7", 8984672), 2048: ("N", 21820000)}
-# the layers up to it, whose names come before this one in the alphabet, have so many values
+SIZES = {64: 29024, 192: 173472, 768: 8984672, 2048: 21820000}  # values in the layers up to it
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
@@ -43,22 +42,22 @@ MEASURES = ("fid", "kid", "precision", "recall")
 def frechet_distance(mu1, sigma1, mu2, sigma2):
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), Dowson & Landau 1982; never below 0.
 
-    mu: (D,), sigma: (D, D) positive semi-definite. Raises Error for other shapes and for NaN or infinity."""
-    mu1, mu2 = (np.atleast_1d(mu).astype(np.float64) for mu in (mu1, mu2))
-    sigma1, sigma2 = (np.atleast_2d(sigma).astype(np.float64) for sigma in (sigma1, sigma2))
+    mu: (D,), sigma: (D, D). Raises Error for other shapes, NaN and infinity."""
+    mu1, mu2 = (x.astype(np.float64) for x in np.atleast_1d(mu1, mu2))
+    sigma1, sigma2 = (x.astype(np.float64) for x in np.atleast_2d(sigma1, sigma2))
     shapes = [x.shape for x in (mu1, sigma1, mu2, sigma2)]
     if shapes != [(len(mu1),), (len(mu1), len(mu1))] * 2:
         raise data.Error(f"means and covariances of shapes {shapes} do not go together")
-    if not all(np.isfinite(x).all() for x in (mu1, mu2, sigma1, sigma2)):
+    if not all(np.isfinite(x).all() for x in (mu1, sigma1, mu2, sigma2)):
         raise data.Error("a mean or a covariance holds NaN or infinity")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a singular product; the next lines deal with it
+        warnings.simplefilter("ignore")  # the next lines deal with a singular product
         covmean = sqrtm(sigma1 @ sigma2)
         if not np.isfinite(covmean).all():
             eps = 1e-6 * np.eye(len(mu1))
             covmean = sqrtm((sigma1 + eps) @ (sigma2 + eps))
     if np.iscomplexobj(covmean) and not np.allclose(np.diagonal(covmean).imag, 0, atol=1e-3):
-        raise data.Error(f"the square root is not real (imaginary part {np.abs(covmean.imag).max():.3g})")
+        raise data.Error("(sigma1 sigma2)^(1/2) is not real")
     return max(0.0, float(np.sum((mu1 - mu2) ** 2) + np.trace(sigma1 + sigma2) - 2 * np.trace(covmean.real)))
 
 
@@ -114,11 +113,11 @@ def measures(real, fake):
     return dict(zip(("fid", "kid", "kid_std", "precision", "recall"), found, strict=True))
 
 
-# ---- the network: torchvision's Inception v3 with the pooling of TensorFlow's, as pytorch-fid found it ----
+# ---- the network ----
 
 class FIDPool:
-    """Averages leave out the padding. The last block, the one that 2048 channels enter, takes the maximum: a
-    slip that has become part of the measure."""
+    """TensorFlow's pooling in a block of torchvision's Inception v3, as pytorch-fid found it: averages leave out
+    the padding, and the last block, which takes in 2048 channels, has the maximum (a slip, now the standard)."""
 
     def _forward(self, x):
         pooled = (F.max_pool2d(x, 3, stride=1, padding=1) if x.shape[1] == 2048 else
@@ -127,18 +126,16 @@ class FIDPool:
 
 
 def network(dims=2048, weights="fid", device=None):
-    """Inception up to the block of `dims` features: float (B, 3, 299, 299) in [-1, 1] -> (B, dims, h, w).
-
-    weights: "fid", "imagenet" (with torchvision's pooling) or a file, a state dict with torchvision's names.
-    In eval mode, BatchNorm folded into the convolutions. Attributes: dims, weights (the file's name), sha256
+    """Inception up to the block of `dims` features, in eval mode, the BatchNorm folded into the convolutions:
+    float (B, 3, 299, 299) in [-1, 1] -> (B, dims, h, w). weights: "fid", "imagenet" (with torchvision's pooling)
+    or a file, a state dict with torchvision's names. Attributes: dims, weights (the file's name) and its sha256
     ("fid" and "imagenet" stand for themselves). Raises Error."""
     from torchvision.models import inception as v3  # takes two seconds: only who measures waits for them
     state, net = read_weights(weights, dims), nn.Sequential()
-    A, C, E = (type("FID", (FIDPool, block), {}) for block in (v3.InceptionA, v3.InceptionC, v3.InceptionE))
-    blocks = [v3.BasicConv2d, A, v3.InceptionB, C, v3.InceptionD, E, v3.InceptionAux]
+    a, c, e = (type("FID", (FIDPool, block), {}) for block in (v3.InceptionA, v3.InceptionC, v3.InceptionE))
+    blocks = [v3.BasicConv2d, a, v3.InceptionB, c, v3.InceptionD, e, None] if weights != "imagenet" else None
     with torch.device("meta"):  # built without memory, then filled
-        whole = v3.Inception3(aux_logits=False, init_weights=False,
-                              inception_blocks=None if weights == "imagenet" else blocks)
+        whole = v3.Inception3(aux_logits=False, init_weights=False, inception_blocks=blocks)
     for name, layer in whole.named_children():
         net.add_module(name, layer)
         if name == LAST[dims]:
@@ -149,23 +146,22 @@ def network(dims=2048, weights="fid", device=None):
             layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
     net.dims, net.weights = dims, Path(weights).name
     net.sha256 = weights if weights in URLS else hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    device = torch.device(device or data.device())
-    return net.requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return net.requires_grad_(False).to(device or data.device(), memory_format=torch.channels_last)
 
 
 def read_weights(weights, dims):
     """A state dict with the layers for `dims` features; "fid" and "imagenet" are downloaded. Raises Error."""
     data.choose("dims", dims, LAST)
-    end, wanted = SIZES[dims]
-    try:  # not data.read_torch: pytorch-fid's file is in an old format
+    end = {64: "Conv2d_3", 192: "M", 768: "Mixed_7", 2048: "N"}[dims]  # the names follow the alphabet
+    try:  # not data.read_torch: pytorch-fid's file has an old format
         state = (torch.hub.load_state_dict_from_url(URLS[weights], None, "cpu", check_hash=True)
                  if weights in URLS else torch.load(weights, "cpu", weights_only=True))
         size = sum(v.numel() for k, v in state.items() if "C" <= k < end and not k.endswith("_tracked"))
     except Exception as error:  # torch.load meets foreign bytes with a dozen types
         raise data.Error(f"no weights in {URLS.get(weights, weights)} ({data.one_line(error).split('. ')[0]}); "
                          "name a file with --weights", 1) from error
-    if size != wanted:
-        raise data.Error(f"{weights}: {size} values up to {LAST[dims]}; --dims {dims} needs {wanted}", 1)
+    if size != SIZES[dims]:
+        raise data.Error(f"{weights}: {size} values up to {LAST[dims]}; --dims {dims} needs {SIZES[dims]}", 1)
     return state
 
 
@@ -174,22 +170,21 @@ def read_weights(weights, dims):
 def check_images(images):
     """Arrays or tensors (N, C, H, W) or (N, H, W, C), C 1 or 3, or grey (N, H, W) -> a tensor (N, C, H, W),
     uint8 or float32 in [0, 1]. Raises Error for all else: images in [-1, 1] would give a wrong figure."""
-    try:  # torch takes neither read-only arrays nor mirrored ones
-        x = images if torch.is_tensor(images) else torch.from_numpy(np.require(images, None, ["C", "W"]))
+    try:  # "W", "C": torch takes no read-only and no mirrored arrays
+        x = images if torch.is_tensor(images) else torch.from_numpy(np.require(images, None, "CW"))
     except (TypeError, ValueError) as error:
-        raise data.Error(f"images are no array of numbers: {data.one_line(error)}") from None
+        raise data.Error(f"images are no array: {data.one_line(error)}") from None
     shape, x = tuple(x.shape), x[:, None] if x.ndim == 3 else x
     first, last = (x.ndim == 4 and x.shape[i] in (1, 3) for i in (1, 3))
     if x.numel() == 0 or first == last:
-        raise data.Error(f"images are {shape}, not (N, C, H, W) or (N, H, W, C) with C 1 or 3 "
-                         "(or both), or grey (N, H, W)")
+        raise data.Error(f"images are {shape}, not (or not clearly) (N, C, H, W) or (N, H, W, C) with 1 or 3 "
+                         "channels or (N, H, W)")
     x = x if first else x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8:
         return x
-    if not x.dtype.is_floating_point:
-        raise data.Error(f"images are {x.dtype}, not uint8 or floats in [0, 1]")
-    if not (0 <= x.min() and x.max() <= 1):  # false for NaN as well
-        raise data.Error(f"float images lie in [{x.min():.4g}, {x.max():.4g}], not in [0, 1]; map them there")
+    if not (x.dtype.is_floating_point and 0 <= x.min() and x.max() <= 1):  # false for NaN as well
+        low, high = x.double().aminmax()
+        raise data.Error(f"images are {x.dtype} in [{low:.4g}, {high:.4g}], not uint8 or floats in [0, 1]")
     return x.float()
 
 
@@ -209,8 +204,8 @@ def full_precision():
 
 @torch.inference_mode()
 def features(images, net):
-    """Inception features float32 (N, dims) of images as check_images() takes them. net: of network().
-    Input as in pytorch-fid: [0, 1], bilinear to 299 x 299, then [-1, 1]; all in fp32. Raises Error."""
+    """Inception features float32 (N, dims) of images as check_images() takes them. Input as in pytorch-fid:
+    [0, 1], bilinear to 299 x 299, then [-1, 1]; in fp32. Raises Error."""
     images, device, found = check_images(images), next(net.parameters()).device, []
     batch = 100 if device.type == "cuda" else 8  # 8 fit a CPU's cache
     with full_precision(), torch.autocast(device.type, enabled=False):
@@ -259,9 +254,8 @@ def check(n, wanted, dims, weights):
 
 def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
     """`runs` draws on one model. Run k, with seed 100 k, compares n real images drawn without replacement with
-    the n of draw(n, seed), uint8 (n, C, H, W). The floor, which perfect samples would score, compares them
-    with n other real ones or, where there are none, one half of them with the other.
-
+    the n of draw(n, seed), uint8 (n, C, H, W), and, as the floor that perfect samples score, with n other real
+    ones. Where there are none, the floor is that of two halves.
     Prints a line a run, returns a dict for JSON, keeps the real features in `folder`. Raises Error."""
     net, real, n = network() if net is None else net, check_images(real), how_many(n, len(real))
     draws, rows, floors = {}, [], []
@@ -312,10 +306,11 @@ def summary(values):
 
 
 def machine(device):
-    """Where something was measured: a GPU's name, "cpu (1 threads)" or, by two processes, "2 x cpu ..."."""
+    """A GPU's name or "cpu (1 threads)"; of two processes "2 x cpu (1 threads)"."""
     device = torch.device(device)
-    name = (torch.cuda.get_device_name(device) if device.type == "cuda" else
-            f"{device} ({torch.get_num_threads()} threads)")
+    name = f"{device} ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     n = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     return f"{n} x {name}" if n > 1 else name
 
@@ -325,12 +320,12 @@ def machine(device):
 def get_args(argv=None):
     p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
     p.error, add = data.refuse, p.add_argument
-    add("a", metavar="A", help="a MedMNIST name, demo, an .npz of images or statistics, a folder of pictures")
+    add("a", metavar="A", help="a MedMNIST name, demo, a folder of pictures, an .npz of images or statistics")
     add("b", metavar="B", nargs="?", help="the set to compare with: the real one of the two")
     add("--size", type=data.number(int, 16, 256), metavar="N",
-        help="read pictures as training does: centre squares, resized to N x N; else as they are")
+        help="read pictures as training does, as squares of N x N pixels; else as they are")
     add("--split", choices=(*data.SPLITS, "all"), default="all",
-        help="part of B (or of A alone), and of A, where A has splits (samples.npz has none)")
+        help="part of B, and of A if it has splits, or stands alone (samples.npz has none)")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dims", type=int, choices=tuple(LAST), default=2048, help="features of the FID")
@@ -346,11 +341,11 @@ def get_args(argv=None):
 
 
 def read(source, args, last):
-    """Images (N, C, H, W), or the arrays of a file of statistics."""
+    """Images (N, C, H, W), or the arrays of a file of statistics, a dict."""
     splits = True
     with contextlib.suppress(Exception):  # no .npz, or a broken one, of which data.load speaks
         with np.load(source, allow_pickle=False) as file:
-            if "mu" in file and "sigma" in file:
+            if {"mu", "sigma"} <= {*file}:
                 return dict(file)
             splits = "images" not in file
     if source not in data.NAMES and Path(source).is_dir():
@@ -363,30 +358,35 @@ def read(source, args, last):
 
 def main(argv=None):
     args = get_args(argv)
-    sets = [read(s, args, s is args.b or args.b is None) for s in (args.a, args.b) if s is not None]
+    sets = [read(args.a, args, not args.b)] + ([read(args.b, args, True)] if args.b else [])
     images = [x for x in sets if torch.is_tensor(x)]
+    stats = [x for x in sets if isinstance(x, dict)]
     sizes = [f"{x.shape[3]} x {x.shape[2]}" for x in images]
     if len({*sizes}) > 1:
         raise data.Error(f"A has images of {sizes[0]}, B of {sizes[1]}; --size 28 reads both alike")
     net = network(args.dims, args.weights, args.device) if images else None
-    made = [str(x["weights"]) for x in sets if "weights" in x] + [net.sha256 for _ in images]
-    if len({*made}) > 1:
-        raise data.Error(f"A and B were made with other weights: {' and '.join(made)}")
+    made = ({str(x.get("weights", "")) for x in stats} | {net.sha256 for _ in images}) - {""}
+    if len(made) > 1 or images and any(len(x["mu"]) != args.dims for x in stats):
+        raise data.Error("A and B are of other weights or --dims")
 
     def moments(x):
         return statistics(kept_features(x, net)) if torch.is_tensor(x) else (x["mu"], x["sigma"])
     if args.save_stats:
         mu, sigma = (v.astype(np.float32) for v in moments(sets[0]))
         with data.atomic(args.save_stats) as file:
-            return np.savez_compressed(file, mu=mu, sigma=sigma, weights=made[0])
-    result = (measures(*(kept_features(x, net) for x in reversed(images))) if len(images) == 2 else
-              {"fid": frechet_distance(*moments(sets[0]), *moments(sets[1]))})
-    result |= {"a": args.a, "b": args.b, "images": [len(x) for x in images], "size": [*images[0].shape[2:]],
-               "split": args.split, "dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
-    line = "FID {fid:.4g}"
-    if "kid" in result:
-        line += "  KID {kid:.4g} ± {kid_std:.2g}  precision {precision:.4g}  recall {recall:.4g}"
-    line += "  ({a} against {b}, {dims} features, weights {weights})"
+            return np.savez_compressed(file, mu=mu, sigma=sigma, weights="".join(made))
+    if len(images) == 2:
+        fake, real = (kept_features(x, net) for x in images)
+        result = measures(real, fake)
+        line = "FID {fid:.4g}  KID {kid:.4g} ± {kid_std:.2g}  precision {precision:.4g}  recall {recall:.4g}"
+    else:
+        result = {"fid": frechet_distance(*moments(sets[0]), *moments(sets[1]))}
+        line = "FID {fid:.4g}"
+    result |= {"a": args.a, "b": args.b, "split": args.split}
+    if images:
+        result |= {"images": [*map(len, images)], "size": [*images[0].shape[2:]], "dims": net.dims,
+                   "weights": net.weights, "sha256": net.sha256}
+        line += "  ({a} against {b}, {dims} features, weights {weights})"
     print(json.dumps(result, indent=1) if args.json else line.format(**result))
 
 

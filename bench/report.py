@@ -7,7 +7,7 @@
 
 The pictures and what is shipped are of out/<script>/model.pt.
 """
-
+import argparse
 import csv
 import json
 import math
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 import cvae
 import data
@@ -25,41 +24,40 @@ import ddpm
 import fid
 
 SCRIPTS = (cvae, dcgan, ddpm)
+TITLES = {script.NAME: script.NAME.upper() for script in SCRIPTS}
 
 
 def table(out, names):
-    """A row a run: the size of what draws, what its training took (of log.csv, if it is there) and the means
-    of its draws; the trainings <run>-seed100, -seed200 .. of RETRAIN=1 are one row."""
+    """A row a run: the size of the network that samples, what its training took (by log.csv, if it is there) and
+    the means of its draws. The trainings <run>-seed100, -seed200 .. are one row."""
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
         groups.setdefault(file.parent.name.split("-seed")[0], []).append(file)
     head = ("| run | parameters, M | epochs | images seen, M | core-hours | FID | KID | precision | recall | "
-            "images | features | ± is the spread of | cells/s | on |")
+            "images | features | ± is the spread of | samples/s | on |")
     lines = [head, "|---" * 14 + "|"]
     for name, files in groups.items():
         if names and name not in names:
             continue
         results = [json.loads(file.read_text()) for file in files]
-        rows, one = [row for r in results for row in r["runs"]], results[0]
-        cells = [fid.summary([row[k] for row in rows])["text"] for k in fid.MEASURES]
-        of = f"{len(results)} trainings" if len(results) > 1 else "sampling, one training"
+        one, runs = results[0], [run for r in results for run in r["runs"]]
+        cells = [fid.summary([run[k] for run in runs])["text"] for k in fid.MEASURES]
+        spread = f"{len(results)} trainings" if len(results) > 1 else "sampling, one training"
         images, hours = effort(files[0].parent, one)
         took = f"{images / 1e6:.3g} | {hours:.2g}" if images else " | "
         size = f"{one['parameters'] / 1e6:.2g}" if "parameters" in one else ""  # an earlier version's file
-        rate = one["images"] / np.mean([row["sampling_seconds"] for row in rows])
+        rate = one["images"] / np.mean([run["sampling_seconds"] for run in runs])
         lines.append(
-            f"| {name} | {size} | {one['trained']['epochs']} | {took} | "
-            f"**{cells[0]}** | {' | '.join(cells[1:])} | {len(rows)} x {one['images']:,} | "
-            f"{one['dims']}, {one['weights']} | {of} | {rate:,.4g} | {one['device']} |"
-        )
+            f"| {TITLES.get(name, name)} | {size} | {one['trained']['epochs']} | {took} | "
+            f"**{cells[0]}** | {' | '.join(cells[1:])} | {len(runs)} x {one['images']:,} | "
+            f"{one['dims']}, {one['weights']} | {spread} | {rate:,.4g} | {one['device']} |")
         if one["floor"]:
-            floor = " | ".join(
-                fid.summary([r["floor"][k]["mean"] for r in results])["text"] for k in fid.MEASURES
-            )
-            real = f"real, {one['images']:,} against {one['others']:,}"
-            lines.append(f"| {real} | | | | | {floor} | | | | | |")
+            floor = [fid.summary([r["floor"][k]["mean"] for r in results])["text"] for k in fid.MEASURES]
+            few, many = one.get("floor_images", (one["images"], one["others"]))
+            lines.append(f"| real, {few:,} against {many:,} | | | | | {' | '.join(floor)} | | | | | |")
     text = "\n".join(lines if groups else ["nothing is measured yet"]) + "\n"
-    data.save(out / "results.md", lambda file: file.write(text.encode()))
+    with data.atomic(out / "results.md") as file:
+        file.write(text.encode())
     print(text, end="")
 
 
@@ -71,7 +69,8 @@ def effort(folder, result, n=None):
     epochs = list(csv.DictReader(open(folder / "log.csv")))
     images = sum(float(e["seconds"]) * float(e["images/s"]) for e in epochs[:n])
     hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
-    cores = re.findall(r"^(\d+) x |\((\d+) threads\)", result["device"])  # processes, threads of each
+    trained_on = result.get("trained", {}).get("on", result["device"])  # an earlier version's file has no "on"
+    cores = re.findall(r"^(\d+) x |\((\d+) threads\)", trained_on)  # processes, threads of each
     return round(images), hours * math.prod(int(a or b) for a, b in cores)
 
 
@@ -79,57 +78,44 @@ def curve(out):
     """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours.
     What is left above the FID of real cells after twice the time, as from the last stage of at most half the
     images to the last, allows an extrapolation."""
-    rows, left = [], {}
-    for s in SCRIPTS:
-        folder = out / f"curve-{s.NAME}"
+    rows, left, measured = [], {}, "FID"
+    for script in SCRIPTS:
+        folder = out / f"curve-{script.NAME}"
         stages = sorted(folder.glob("fid-*.json"), key=lambda f: int(f.stem[4:]))
         for file in stages:
             result, n = json.loads(file.read_text()), int(file.stem[4:])
             images, hours = effort(folder, result, n)
-            rows.append({"script": s.NAME, "epochs": n, "fid": result["drawn"]["fid"]["mean"],
+            measured = f"FID-{result['dims']} of {result['images']:,} samples"
+            rows.append({"script": script.NAME, "epochs": n, "fid": result["drawn"]["fid"]["mean"],
                          "floor": result["floor"]["fid"]["mean"] if result["floor"] else 0,
                          "images": images, "core-hours": hours})
             print("  ".join(f"{k} {v:.4g}" if k != "script" else v for k, v in rows[-1].items()))
         if len(stages) > 1:
             mine, b = rows[-len(stages):], rows[-1]
             a = next((r for r in mine[::-1] if r["images"] <= b["images"] / 2), mine[0])
-            power = np.log2(b["images"] / a["images"])
-            left[s.NAME] = ((b["fid"] - b["floor"]) / (a["fid"] - a["floor"])) ** (1 / power)
-            print(f"twice the time leaves {left[s.NAME]:.0%} of what is above the real cells' FID")
+            doublings = np.log2(b["images"] / a["images"])
+            left[script.NAME] = ((b["fid"] - b["floor"]) / (a["fid"] - a["floor"])) ** (1 / doublings)
+            print(f"twice the time leaves {left[script.NAME]:.0%} of what is above the real cells' FID")
     result = {"curve": rows, "left after twice the time": left}
-    data.save(out / "curve.json", lambda file: file.write(json.dumps(result, indent=1).encode()))
+    with data.atomic(out / "curve.json") as file:
+        file.write(json.dumps(result, indent=1).encode())
     try:
         from matplotlib import pyplot
     except ImportError:
         return print("no picture of it: matplotlib is not installed")
     figure, axes = pyplot.subplots(1, 2, sharey=True, figsize=(8, 3), layout="constrained")
-    for axis, of, unit in zip(axes, ("images", "core-hours"), ("images seen", "core-hours"), strict=True):
+    for axis, column, label in zip(axes, ("images", "core-hours"), ("images seen", "core-hours"), strict=True):
         for name in dict.fromkeys(row["script"] for row in rows):
-            points = [(row[of], row["fid"]) for row in rows if row["script"] == name]
-            axis.loglog(*zip(*points, strict=True), "o-", label=name.upper())
-        axis.axhline(np.mean([row["floor"] for row in rows]), color="grey", ls="--", label="real cells")
-        axis.set(xlabel=unit)
+            points = [(row[column], row["fid"]) for row in rows if row["script"] == name]
+            axis.loglog(*zip(*points, strict=True), "o-", label=TITLES[name])
+        axis.axhline(np.mean([row["floor"] for row in rows]), color="grey", ls="--", label="real")
+        axis.set(xlabel=label)
         axis.grid(True, which="both", alpha=0.3)
-    axes[0].set(ylabel="FID")
+    axes[0].set(ylabel=measured)
     axes[0].legend()
-    data.save(out / "curve.png", lambda file: figure.savefig(file, format="png", dpi=100))
+    with data.atomic(out / "curve.png") as file:
+        figure.savefig(file, format="png", dpi=100)
     pyplot.close(figure)
-
-
-def sheet(path, rows, across, scale=2, margin=60):
-    """A picture of rows {title: uint8 images (N, C, H, W)}, `across` of them in a line."""
-    side = scale * next(iter(rows.values())).shape[2] + 2
-    lines = {title: -(-len(cells) // across) for title, cells in rows.items()}
-    picture = Image.new("RGB", (margin + across * side, sum(n * side + 6 for n in lines.values())), "white")
-    top = 0
-    for title, cells in rows.items():
-        ImageDraw.Draw(picture).text((4, top + lines[title] * side // 2 - 6), title[:8], fill="black")
-        for i, cell in enumerate(cells.permute(0, 2, 3, 1).numpy()):
-            cell = Image.fromarray(cell.squeeze()).resize((side - 2, side - 2), Image.Resampling.NEAREST)
-            picture.paste(cell, (margin + i % across * side, top + i // across * side))
-        top += lines[title] * side + 6
-    data.save(path, lambda file: picture.save(file, "PNG"))
-    print(path)
 
 
 def draw(script, model, n, labels=None, seed=0):
@@ -138,60 +124,65 @@ def draw(script, model, n, labels=None, seed=0):
 
 
 def pictures(out, source, root):
+    """cells.png: 32 cells of each model. types.png: a line a class, five real cells and then five of each model.
+    denoising.png: what the DDPM sees in the noise, in the course of its steps."""
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
-    images, labels = data.load(source, root)
+    images, labels, names = data.load(source, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    cells = {"real": images[order[:32]]} | {s.NAME: draw(s, m, 32) for s, m in models.items()}
-    sheet(out / "cells.png", cells, 16)
-    typed = {s: m for s, m in models.items() if m.classes}
+    images, labels = images[order], labels[order]
+    cells = {"real": images[:32]} | {TITLES[s.NAME]: draw(s, model, 32) for s, model in models.items()}
+    data.save_grid(out / "cells.png", cells, across=16)
+    typed = {s: model for s, model in models.items() if model.classes}
     if typed:
         rows = {}
-        for k, name in enumerate(next(iter(typed.values())).classes):
-            drawn = [draw(s, m, 5, torch.full((5,), k)) for s, m in typed.items()]
-            rows[name] = torch.cat([images[order][labels[order] == k][:5], *drawn])
-        sheet(out / "types.png", rows, 5 * (1 + len(typed)))
+        for k, name in enumerate(names):
+            samples = [draw(s, model, 5, name) for s, model in typed.items()]
+            rows[name] = torch.cat([images[labels == k][:5], *samples])
+        data.save_grid(out / "types.png", rows, across=5 * (1 + len(typed)))
     if ddpm in models:
-        strips = {}
-        for seed in range(4):  # the image that the network sees in the noise, after ever more of the steps
-            model, seen = models[ddpm], []
-            predict = model.diffusion.predict
-            model.diffusion.predict = lambda *a, p=predict, seen=seen: seen.append(p(*a)) or seen[-1]
-            draw(ddpm, model, 1, torch.tensor([seed]), seed)
-            model.diffusion.predict = predict
+        model, rows = models[ddpm], {}
+        predict = model.diffusion.predict
+        for seed, name in enumerate([*model.classes][:4] or range(4)):
+            seen = []
+            model.diffusion.predict = lambda *a, seen=seen: seen.append(predict(*a)) or seen[-1]
+            draw(ddpm, model, 1, seed, seed)
             shown = torch.linspace(0, len(seen) - 1, 15).round().long().tolist()
-            strips[str(seed)] = torch.cat([ddpm.from_model(seen[i]) for i in shown])
-        sheet(out / "denoising.png", strips, 15, margin=16)
+            rows[str(name)] = torch.cat([ddpm.from_model(seen[i]).cpu() for i in shown])
+        data.save_grid(out / "denoising.png", rows, across=15)
+    print(f"{out}/cells.png, types.png and denoising.png, of {', '.join(TITLES[s.NAME] for s in models)}")
 
 
 def ship(out):
+    """checkpoints/<script>.pt of out/<script>/model.pt, and assets/demo.npz: 2,048 samples of the DDPM."""
     checkpoints = Path(__file__).parents[1] / "checkpoints"
     for s in SCRIPTS:
         model = data.read_torch(out / s.NAME / "model.pt")
         for k, v in model["weights"].items():  # matrices to the digits of bf16: every clone is smaller
             if v.is_floating_point():
                 model["weights"][k] = (v.bfloat16() if v.ndim > 1 else v).half()
-        data.save(checkpoints / f"{s.NAME}.pt", lambda file, model=model: torch.save(model, file))
+        with data.atomic(checkpoints / f"{s.NAME}.pt") as file:
+            torch.save(model, file)
     model = ddpm.load()
-    labels = data.draw_labels(model.classes, 2048, None, 0)
+    labels = data.draw_labels(model.classes, 2048)
     images = ddpm.sample(model, 2048, labels).permute(0, 2, 3, 1).numpy()
     arrays = {"class_names": [*model.classes]}
     for split, a, b in (("train", 0, 1536), ("val", 1536, 1792), ("test", 1792, 2048)):
-        arrays |= {
-            f"{split}_images": images[a:b],
-            f"{split}_labels": labels[a:b, None].numpy().astype(np.uint8),
-        }
-    data.save(data.DEMO, lambda file: np.savez_compressed(file, **arrays))
+        arrays[f"{split}_images"] = images[a:b]
+        arrays[f"{split}_labels"] = labels[a:b, None].numpy().astype(np.uint8)
+    with data.atomic(data.DEMO) as file:
+        np.savez_compressed(file, **arrays)
     for path in (*sorted(checkpoints.iterdir()), data.DEMO):
         print(f"{path} {path.stat().st_size / 1e6:.1f} MB")
 
 
 def main(argv=None):
-    p = data.Parser(__doc__)
+    p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
+    p.error = data.refuse
     p.add_argument("what", choices=("table", "curve", "pictures", "ship"))
     p.add_argument("out", type=Path, help="folder of the runs' folders")
     p.add_argument("names", nargs="*", help="the table of these runs alone")
     p.add_argument("--data", default="bloodmnist", help="the real images of the pictures")
-    data.common(p.add_argument, "root")
+    p.add_argument("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     args = p.parse_args(argv)
     if args.what == "table":
         table(args.out, args.names)
