@@ -410,8 +410,9 @@ def save_checkpoint(args, state, rows, about):
 
 def save_model(args, net, about, epochs, **sampler):
     """model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
-    kinds = torch.arange(len(net.classes))[:8].repeat_interleave(8) if net.classes else None
-    images = sample(net, len(kinds) if net.classes else 64, kinds, dtype=args.dtype, **sampler)
+    seen = [k for k, count in enumerate(net.classes.values()) if count][:8]
+    kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
+    images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
     trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
     with data.atomic(args.out / "model.pt") as file:
@@ -425,7 +426,7 @@ def load(path="pretrained", device=None):
     ckpt = data.read_torch(path)
     script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
     if script != NAME:
-        raise data.Error(f"{path} is {f'a model of {script}.py' if script else 'no model'}, not of {NAME}.py", 1)
+        raise data.Error(f"{path} is {f'of {script}.py' if script else 'no model'}, not of {NAME}.py", 1)
     model = Model(**ckpt["model_args"])
     fit = {k: v.shape for k, v in model.state_dict().items()}
     found = {k: v.shape for k, v in ckpt["weights"].items()}
