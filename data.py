@@ -215,7 +215,7 @@ def read_pictures(folder, files, size):
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise Error(f"{len(bad)} of {len(files)} pictures cannot be used: {'; '.join(bad[:10])}{more}", 1)
     if peaks and max(peaks) < 4096:
-        raise Error(f"{folder}: no value of its 16-bit pictures is above {max(peaks)} of 65535, so they would "
+        raise Error(f"{folder}: no value of its 16-bit pictures is above {max(peaks)} of 65535, they would "
                     "be nearly black; multiply 12-bit values by 16, or save with 8 bits", 1)
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:

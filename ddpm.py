@@ -505,6 +505,10 @@ def read_args(p, argv):
         print("the paper's settings:", *(
             f"--{k}={v}".replace("_", "-") for k, v in vars(args).items() if k in PAPER and v is not False),
             *(f"--no-{k}" for k in PAPER if getattr(args, k) is False))
+    if "TORCHELASTIC_RUN_ID" in os.environ and (NAME != "ddpm" or args.sample or args.ckpt):
+        raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
+    if args.ckpt and not (args.sample or args.fid_runs):
+        p.error("--ckpt needs --sample N or --fid-runs N")
     named, args.out = args.out, args.out or Path("out") / NAME
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not (args.sample or args.ckpt):  # a training
@@ -560,8 +564,6 @@ def validation_part(args, n):
 
 def begin(args, state, about):
     """The rows of the log that --resume continues, else []. Checks what can be known by now."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        raise data.Error(f"{NAME}.py runs in one process; of the three only ddpm.py takes torchrun")
     n, rows = sum(about["classes"].values()), []
     if args.fid_runs:
         fid.check(n, args.fid_samples, args.dims, args.weights)

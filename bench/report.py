@@ -127,7 +127,7 @@ def pictures(out, source, root):
     """cells.png: 32 cells of each model. types.png: a line a class, five real cells and then five of each model.
     denoising.png: what the DDPM sees in the noise, in the course of its steps."""
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
-    images, labels, names = data.load(source, root)
+    images, labels, _ = data.load(source, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], labels[order]
     cells = {"real": images[:32]} | {TITLES[s.NAME]: draw(s, model, 32) for s, model in models.items()}
@@ -135,8 +135,8 @@ def pictures(out, source, root):
     typed = {s: model for s, model in models.items() if model.classes}
     if typed:
         rows = {}
-        for k, name in enumerate(names):
-            samples = [draw(s, model, 5, name) for s, model in typed.items()]
+        for k, name in enumerate(next(iter(typed.values())).classes):
+            samples = [draw(s, model, 5, k) for s, model in typed.items()]
             rows[name] = torch.cat([images[labels == k][:5], *samples])
         data.save_grid(out / "types.png", rows, across=5 * (1 + len(typed)))
     if ddpm in models:

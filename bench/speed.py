@@ -1,10 +1,11 @@
-"""How fast? Training, drawing and measuring against the loop that a tutorial would have, in turns.
+"""How fast? Training, sampling and measuring against the loop that a tutorial would have, in turns.
 
     python -m bench.speed out      about ten minutes on two cores; prints a table, writes out/speed.json
 
 The tutorial's loop: the same networks in fp32, contiguous memory, a DataLoader over PIL images, Adam without
-fusion, all T steps of sampling. FID is compared with the pytorch-fid package."""
-
+fusion, all T steps of sampling. FID is compared with the pytorch-fid package.
+"""
+import argparse
 import csv
 import json
 import os
@@ -17,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import mean, stdev
-from unittest import mock
 
 import numpy as np
 import torch
@@ -50,20 +50,20 @@ def plain_step(script, device):
     elif script is ddpm:
         def loss(x):
             t, epsilon = torch.randint(500, (len(x),), device=device), torch.randn_like(x)
-            return model.diffusion.loss(model, 2 * x - 1, t, epsilon)
+            return model.diffusion.loss(model.net, 2 * x - 1, t, epsilon)
 
         losses = [loss]
     else:
         d, rates, betas = dcgan.Discriminator().to(device), (2e-4, 4e-4), (0.5, 0.999)
 
-        def draw(x):
+        def fake(x):
             return dcgan.diffaugment(model(torch.randn(len(x), 100, device=device))).contiguous()
 
         def d_loss(x):
             real = dcgan.diffaugment(2 * x - 1).contiguous()
-            return dcgan.discriminator_loss(d(real), d(draw(x).detach()))
+            return dcgan.discriminator_loss(d(real), d(fake(x).detach()))
 
-        losses = [lambda x: dcgan.generator_loss(d(draw(x))), d_loss]
+        losses = [lambda x: dcgan.generator_loss(d(fake(x))), d_loss]
     networks = (model, d) if script is dcgan else (model,)
     optimizers = [torch.optim.Adam(net.parameters(), lr=lr, betas=betas, foreach=False)
                   for net, lr in zip(networks, rates, strict=True)]
@@ -94,7 +94,7 @@ def plain_training(script, images, device):
 class Bench:
     def __init__(self, args):
         self.args, self.gpu, self.peak = args, args.device.type == "cuda", 0
-        self.images, self.labels = data.load(args.data, args.root)
+        self.images, self.labels, _ = data.load(args.data, args.root)
         args.out.mkdir(parents=True, exist_ok=True)
         self.work, self.rows = Path(tempfile.mkdtemp(dir=args.out)), []
 
@@ -115,7 +115,7 @@ class Bench:
         _, status, usage = os.wait4(process.pid, 0)
         log.seek(0)
         if status:
-            raise ValueError(f"{' '.join(command)}: {log.read()}")
+            raise data.Error(f"{' '.join(command)}: {log.read()}", 1)
         self.peak = usage.ru_maxrss // 1024
         return log.read(), time.time() - began
 
@@ -128,10 +128,10 @@ class Bench:
         self.train(script, n, "--epochs", 2, "--out", out, *flags)
         return float(list(csv.DictReader(open(out / "log.csv")))[-1]["images/s"])
 
-    def drawn(self, script, n, *flags):
+    def sampled(self, script, n, *flags):
         """images/s of --sample n."""
-        text, _ = self.script(script, "--sample", n, "--out", self.work / "drawn", "--overwrite", *flags)
-        return n / float(re.search(r"drawn in ([\d.]+) s", text).group(1))
+        text, _ = self.script(script, "--sample", n, "--out", self.work / "samples", "--overwrite", *flags)
+        return n / float(re.search(r"after ([\d.]+) s", text).group(1))
 
     def compare(self, what, unit, plain, fast):
         """A row of the table: both measured in turns."""
@@ -160,7 +160,7 @@ class Bench:
             return few / (time.time() - began)
 
         self.compare("sampling from the DDPM: all T steps against the solver's", "images/s", all_steps,
-                     lambda: self.drawn(ddpm, lot, "--ckpt", "checkpoints/ddpm.pt"))
+                     lambda: self.sampled(ddpm, lot, "--ckpt", "pretrained"))
         self.measuring(self.images[: 2000 if self.gpu else 64], 100 if self.gpu else 8)
         start = ("--epochs", 1, "--out", self.work / "start")
         self.start = {s.NAME: round(self.train(s, 128, *start)[1], 1) for s in (cvae, dcgan, ddpm)}
@@ -174,9 +174,9 @@ class Bench:
         state = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
         state = state.state_dict()
         torch.save(state, file)
-        with mock.patch.object(reference, "load_state_dict_from_url", lambda *a, **k: state):
-            theirs = reference.InceptionV3([reference.InceptionV3.BLOCK_INDEX_BY_DIM[dims]]).eval().to(device)
-        net = fid.network(dims, str(file))
+        reference.load_state_dict_from_url = lambda *args, **kwargs: state  # in the place of a download
+        theirs = reference.InceptionV3([reference.InceptionV3.BLOCK_INDEX_BY_DIM[dims]]).eval().to(device)
+        net = fid.network(dims, file, device)
 
         def timed(call):
             began = time.time()
@@ -188,28 +188,25 @@ class Bench:
             for x in images.split(batch):
                 theirs(x.to(device).float() / 255)[0].cpu()
 
-        def features():
-            with mock.patch.object(fid, "network", lambda *a: net):
-                fid.features(images, dims, "", device)
-
         self.compare(f"FID-{dims}: features, pytorch-fid against fid.py, batches of {batch}", "images/s",
-                     lambda: len(images) / timed(reference_features), lambda: len(images) / timed(features))
+                     lambda: len(images) / timed(reference_features),
+                     lambda: len(images) / timed(lambda: fid.features(images, net)))
         x, y = np.random.default_rng(0).normal(size=(2, 10000, dims))
-        moments, root = [*fid.statistics(x), *fid.statistics(y)], fid.sqrtm
-        as_before = lambda a, disp=False: (root(a), 0)  # noqa: E731 SciPy 1.18 has no disp
-        with mock.patch.object(pytorch_fid.fid_score.linalg, "sqrtm", as_before):
-            self.compare(
-                f"FID-{dims}: the distance", "s",
-                lambda: timed(lambda: pytorch_fid.fid_score.calculate_frechet_distance(*moments)),
-                lambda: timed(lambda: fid.frechet_distance(*moments)))
+        moments = [*fid.statistics(x), *fid.statistics(y)]
+        sqrtm = pytorch_fid.fid_score.linalg.sqrtm
+        pytorch_fid.fid_score.linalg.sqrtm = lambda a, disp=False: (sqrtm(a), 0)  # SciPy 1.18 has no disp
+        self.compare(f"FID-{dims}: the distance", "s",
+                     lambda: timed(lambda: pytorch_fid.fid_score.calculate_frechet_distance(*moments)),
+                     lambda: timed(lambda: fid.frechet_distance(*moments)))
+        pytorch_fid.fid_score.linalg.sqrtm = sqrtm
 
     def write(self):
         name = torch.cuda.get_device_name() if self.gpu else f"{torch.get_num_threads()} CPU threads"
         result = {"device": name, "torch": torch.__version__, "torchvision": torchvision.__version__,
                   "python": platform.python_version(), "rounds": self.args.rounds, "rows": self.rows,
                   "start to the end of one step, s": self.start}
-        text = json.dumps(result, indent=1)
-        data.save(self.args.out / "speed.json", lambda file: file.write(text.encode()))
+        with data.atomic(self.args.out / "speed.json") as file:
+            file.write(json.dumps(result, indent=1).encode())
         print("| | plain loop | this | ratio ± spread | peak MiB |\n|---|---|---|---|---|")
         for r in self.rows:
             plain, this = (f"{mean(r[k]):.4g} {r['unit']}" for k in ("plain", "this"))
@@ -218,11 +215,13 @@ class Bench:
 
 
 def main(argv=None):
-    p = data.Parser(__doc__)
+    p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
+    p.error = data.refuse
     p.add_argument("out", type=Path, help="folder of the results")
     p.add_argument("--data", default="bloodmnist", help="the images to train on")
-    data.common(p.add_argument, "root", "device", "dims")
-    p.set_defaults(dims=768)
+    p.add_argument("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    p.add_argument("--dims", type=int, choices=tuple(fid.LAST), default=768, help="features of the FID")
     p.add_argument("--rounds", type=data.number(int, 1), default=2, help="measurements of each, in turns")
     bench = Bench(p.parse_args(argv))
     try:
