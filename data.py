@@ -171,7 +171,7 @@ def is_picture(name):
 
 
 def list_files(folder, names):
-    """[(path, class)] of the files of a folder's classes: links followed, each file once, no hidden ones."""
+    """[(path, class)] of a folder's files: links are followed, in a class each file counts once, no hidden ones."""
     from torchvision.datasets import ImageFolder  # here alone: it takes seconds
 
     class Files(ImageFolder):
@@ -181,9 +181,10 @@ def list_files(folder, names):
     seen = set()
 
     def new(path):
-        real = os.path.realpath(path)
-        known = real in seen or any(map(hidden, Path(path).relative_to(folder).parts))
-        seen.add(real)
+        parts = Path(path).relative_to(folder).parts
+        key = (parts[0], os.path.realpath(path))
+        known = key in seen or any(map(hidden, parts))
+        seen.add(key)
         return not known
 
     return Files(folder, is_valid_file=new, allow_empty=True).samples
@@ -229,6 +230,8 @@ def read_picture(path):
     """A picture, upright, as PIL has it: "L" or "RGB", 8 bits a channel. Raises Error for all else."""
     try:
         with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{image.n_frames} frames, of which one would be read; save each as a file")
             if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
                 values = np.asarray(image)
                 image = Image.fromarray((values / 257).round().astype(np.uint8))

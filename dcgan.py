@@ -97,6 +97,7 @@ class Generator(nn.Module):
 
     def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=100, start=7, width=128):
         super().__init__()
+        data.choose("start", start, (3, 7))
         self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.shape, self.classes, self.latent_dim = tuple(shape), dict(classes), latent_dim
         code = latent_dim + len(classes)                     # the label, one-hot, goes in with the latent
@@ -311,7 +312,7 @@ def read_args(p, argv):
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not (args.sample or args.ckpt):  # a training
         if args.resume:
-            then = data.read_torch(ckpt)["settings"]
+            then = read(ckpt, "settings")["settings"]
             paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
             p.set_defaults(**then)
             now = vars(p.parse_args(argv)) | paper
@@ -368,10 +369,10 @@ def begin(args, state, about):
     if args.resume:
         ckpt = data.read_torch(args.out / "ckpt.pt")
         for k, then in ckpt["data"].items():
-            if about[k] != then:
+            if str(about[k]) != str(then):  # the order of the classes counts
                 raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
-            part.load_state_dict(ckpt[k])
+            fill(part, ckpt[k], args.out / "ckpt.pt")
         rows = ckpt["rows"]
     steps = data.n_batches(n, args.batch_size)
     print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
@@ -406,7 +407,7 @@ def log(args, rows, losses, n, seconds, val_loss=None):
 def save_checkpoint(args, state, rows, about):
     ckpt = {k: part.state_dict() for k, part in state.items()}
     with data.atomic(args.out / "ckpt.pt") as file:
-        torch.save(ckpt | {"settings": settings(args), "data": about, "rows": rows}, file)
+        torch.save(ckpt | {"script": NAME, "settings": settings(args), "data": about, "rows": rows}, file)
 
 
 def save_model(args, net, about, epochs, **sampler):
@@ -424,18 +425,34 @@ def save_model(args, net, about, epochs, **sampler):
 def load(path="pretrained", device=None):
     """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
     path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
-    ckpt = data.read_torch(path)
-    script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
-    if script != NAME:
-        raise data.Error(f"{path} is {f'of {script}.py' if script else 'no model'}, not of {NAME}.py", 1)
-    model = Model(**ckpt["model_args"])
-    fit = {k: v.shape for k, v in model.state_dict().items()}
-    found = {k: v.shape for k, v in ckpt["weights"].items()}
-    if other := [k for k in fit | found if fit.get(k) != found.get(k)]:
-        raise data.Error(f"{path}: {len(other)} weights do not fit today's network, such as {other[0]}", 1)
-    model.load_state_dict(ckpt["weights"])
-    model.trained = ckpt["trained"]
+    file = read(path, "weights")
+    try:
+        model = Model(**file["model_args"])
+    except (KeyError, TypeError) as error:
+        raise data.Error(f"{path} is of another version of {NAME}.py: {data.one_line(error)}", 1) from None
+    fill(model, file["weights"], path)
+    model.trained = file["trained"]
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
+
+
+def read(path, key):
+    """The dict of a file that save_model (key "weights") or save_checkpoint ("settings") wrote."""
+    file = data.read_torch(path)
+    script = file.get("script") if isinstance(file, dict) and key in file else None
+    if script != NAME:
+        what = "model.pt" if key == "weights" else "ckpt.pt"
+        raise data.Error(f"{path} is no {what} of {NAME}.py" + f", but of {script}.py" * bool(script), 1)
+    return file
+
+
+def fill(part, state, path):
+    """part.load_state_dict(state), with one line for a network that has changed since."""
+    if isinstance(part, nn.Module):
+        mine = {k: v.shape for k, v in part.state_dict().items()}
+        theirs = {k: v.shape for k, v in state.items()}
+        if other := [k for k in mine | theirs if mine.get(k) != theirs.get(k)]:
+            raise data.Error(f"{path}: {len(other)} weights do not fit the network, such as {other[0]}", 1)
+    part.load_state_dict(state)
 
 
 def main(argv=None):

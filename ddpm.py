@@ -152,7 +152,7 @@ class Attention(nn.Module):
 
     def forward(self, x):                                 # (B, C, h, w)
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
-        if x.is_cuda:
+        if x.is_cuda or torch.compiler.is_compiling():
             h = F.scaled_dot_product_attention(q, k, v)   # (B, heads, h w, 64)
         else:                                             # written out: twice as fast backward on a CPU
             h = (q @ k.mT / 8).softmax(-1) @ v
@@ -164,6 +164,7 @@ class UNet(nn.Module):
 
     def __init__(self, shape, n_classes, unet, attention):
         super().__init__()
+        data.choose("unet", unet, UNETS)
         self.patch, full, (*widths, bottom) = UNETS[unet]
         pixels, up = (full or shape[0]) * self.patch ** 2, widths[::-1]
         where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
@@ -297,7 +298,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidan
     steps, eta, guidance: as the flags. batch: samples at a time; None: 500 of 28 x 28, fewer of larger."""
     diffusion, device = model.diffusion, model.net.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
-    if steps > diffusion.T:
+    if not 0 <= steps <= diffusion.T:
         raise data.Error(f"steps {steps}: the model has {diffusion.T}")
     if guidance and model.guide is None:
         raise data.Error(f"guidance {guidance}: the model was trained with --no-guide")
@@ -513,7 +514,7 @@ def read_args(p, argv):
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not (args.sample or args.ckpt):  # a training
         if args.resume:
-            then = data.read_torch(ckpt)["settings"]
+            then = read(ckpt, "settings")["settings"]
             paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
             p.set_defaults(**then)
             now = vars(p.parse_args(argv)) | paper
@@ -570,10 +571,10 @@ def begin(args, state, about):
     if args.resume:
         ckpt = data.read_torch(args.out / "ckpt.pt")
         for k, then in ckpt["data"].items():
-            if about[k] != then:
+            if str(about[k]) != str(then):  # the order of the classes counts
                 raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
-            part.load_state_dict(ckpt[k])
+            fill(part, ckpt[k], args.out / "ckpt.pt")
         rows = ckpt["rows"]
     steps = data.n_batches(n, args.batch_size)
     print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
@@ -608,7 +609,7 @@ def log(args, rows, losses, n, seconds, val_loss=None):
 def save_checkpoint(args, state, rows, about):
     ckpt = {k: part.state_dict() for k, part in state.items()}
     with data.atomic(args.out / "ckpt.pt") as file:
-        torch.save(ckpt | {"settings": settings(args), "data": about, "rows": rows}, file)
+        torch.save(ckpt | {"script": NAME, "settings": settings(args), "data": about, "rows": rows}, file)
 
 
 def save_model(args, net, about, epochs, **sampler):
@@ -626,18 +627,34 @@ def save_model(args, net, about, epochs, **sampler):
 def load(path="pretrained", device=None):
     """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
     path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
-    ckpt = data.read_torch(path)
-    script = ckpt.get("script") if isinstance(ckpt, dict) and "weights" in ckpt else None
-    if script != NAME:
-        raise data.Error(f"{path} is {f'of {script}.py' if script else 'no model'}, not of {NAME}.py", 1)
-    model = Model(**ckpt["model_args"])
-    fit = {k: v.shape for k, v in model.state_dict().items()}
-    found = {k: v.shape for k, v in ckpt["weights"].items()}
-    if other := [k for k in fit | found if fit.get(k) != found.get(k)]:
-        raise data.Error(f"{path}: {len(other)} weights do not fit today's network, such as {other[0]}", 1)
-    model.load_state_dict(ckpt["weights"])
-    model.trained = ckpt["trained"]
+    file = read(path, "weights")
+    try:
+        model = Model(**file["model_args"])
+    except (KeyError, TypeError) as error:
+        raise data.Error(f"{path} is of another version of {NAME}.py: {data.one_line(error)}", 1) from None
+    fill(model, file["weights"], path)
+    model.trained = file["trained"]
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
+
+
+def read(path, key):
+    """The dict of a file that save_model (key "weights") or save_checkpoint ("settings") wrote."""
+    file = data.read_torch(path)
+    script = file.get("script") if isinstance(file, dict) and key in file else None
+    if script != NAME:
+        what = "model.pt" if key == "weights" else "ckpt.pt"
+        raise data.Error(f"{path} is no {what} of {NAME}.py" + f", but of {script}.py" * bool(script), 1)
+    return file
+
+
+def fill(part, state, path):
+    """part.load_state_dict(state), with one line for a network that has changed since."""
+    if isinstance(part, nn.Module):
+        mine = {k: v.shape for k, v in part.state_dict().items()}
+        theirs = {k: v.shape for k, v in state.items()}
+        if other := [k for k in mine | theirs if mine.get(k) != theirs.get(k)]:
+            raise data.Error(f"{path}: {len(other)} weights do not fit the network, such as {other[0]}", 1)
+    part.load_state_dict(state)
 
 
 def main(argv=None):

@@ -1,7 +1,7 @@
 """FID (Fréchet Inception Distance; Heusel et al., 2017), KID, precision and recall of two sets of images.
 
-Inception v3 turns an image into a vector of features. The FID is the distance of two clouds of such vectors.
-Features and distance equal pytorch-fid's. Images have one range: uint8, or floats in [0, 1].
+Inception v3 turns an image into a vector of features, as in pytorch-fid. The FID is the distance of two
+clouds of such vectors, 0 for equal ones. Images have one range: uint8, or floats in [0, 1].
 
     python fid.py samples.npz bloodmnist                   two sets: names, .npz files, folders of pictures
     python fid.py samples cells --size 28 --split test     folders, read as training reads them
@@ -30,7 +30,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import data
 
 LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
-SIZES = {64: 29024, 192: 173472, 768: 8984672, 2048: 21820000}  # values in the layers up to it
+SIZES = {64: ("Conv2d_3", 29024), 192: ("M", 173472), 768: ("Mixed_7", 8984672), 2048: ("N", 21820000)}
+# up to that block, whose layers come before this name in the alphabet, there are so many values
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
@@ -49,7 +50,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     if shapes != [(len(mu1),), (len(mu1), len(mu1))] * 2:
         raise data.Error(f"means and covariances of shapes {shapes} do not go together")
     if not all(np.isfinite(x).all() for x in (mu1, sigma1, mu2, sigma2)):
-        raise data.Error("a mean or a covariance holds NaN or infinity")
+        raise data.Error("a mean or a covariance has NaN or infinity")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the next lines deal with a singular product
         covmean = sqrtm(sigma1 @ sigma2)
@@ -116,8 +117,8 @@ def measures(real, fake):
 # ---- the network ----
 
 class FIDPool:
-    """TensorFlow's pooling in a block of torchvision's Inception v3, as pytorch-fid found it: averages leave out
-    the padding, and the last block, which takes in 2048 channels, has the maximum (a slip, now the standard)."""
+    """TensorFlow's pooling in a block of torchvision's, as pytorch-fid found it: averages leave out the padding,
+    and the last block, which takes in 2048 channels, has the maximum (a slip, but part of the measure)."""
 
     def _forward(self, x):
         pooled = (F.max_pool2d(x, 3, stride=1, padding=1) if x.shape[1] == 2048 else
@@ -126,10 +127,10 @@ class FIDPool:
 
 
 def network(dims=2048, weights="fid", device=None):
-    """Inception up to the block of `dims` features, in eval mode, the BatchNorm folded into the convolutions:
-    float (B, 3, 299, 299) in [-1, 1] -> (B, dims, h, w). weights: "fid", "imagenet" (with torchvision's pooling)
-    or a file, a state dict with torchvision's names. Attributes: dims, weights (the file's name) and its sha256
-    ("fid" and "imagenet" stand for themselves). Raises Error."""
+    """Inception v3 up to the block of `dims` features: float (B, 3, 299, 299) in [-1, 1] -> (B, dims, h, w).
+
+    weights: "fid", "imagenet" (with torchvision's pooling) or a file with torchvision's names. In eval mode,
+    with the BatchNorm folded. Attributes: dims, weights (the file's name or theirs), sha256. Raises Error."""
     from torchvision.models import inception as v3  # takes two seconds: only who measures waits for them
     state, net = read_weights(weights, dims), nn.Sequential()
     a, c, e = (type("FID", (FIDPool, block), {}) for block in (v3.InceptionA, v3.InceptionC, v3.InceptionE))
@@ -152,16 +153,19 @@ def network(dims=2048, weights="fid", device=None):
 def read_weights(weights, dims):
     """A state dict with the layers for `dims` features; "fid" and "imagenet" are downloaded. Raises Error."""
     data.choose("dims", dims, LAST)
-    end = {64: "Conv2d_3", 192: "M", 768: "Mixed_7", 2048: "N"}[dims]  # the names follow the alphabet
-    try:  # not data.read_torch: pytorch-fid's file has an old format
-        state = (torch.hub.load_state_dict_from_url(URLS[weights], None, "cpu", check_hash=True)
-                 if weights in URLS else torch.load(weights, "cpu", weights_only=True))
-        size = sum(v.numel() for k, v in state.items() if "C" <= k < end and not k.endswith("_tracked"))
+    end, wanted = SIZES[dims]
+    try:
+        if weights in URLS:
+            state = torch.hub.load_state_dict_from_url(URLS[weights], map_location="cpu", check_hash=True,
+                                                       weights_only=True)
+        else:  # not data.read_torch: pytorch-fid's file has an old format
+            state = torch.load(weights, "cpu", weights_only=True)
+        size = sum(v.numel() for k, v in state.items() if "C" <= k < end and "num_batches" not in k)
     except Exception as error:  # torch.load meets foreign bytes with a dozen types
         raise data.Error(f"no weights in {URLS.get(weights, weights)} ({data.one_line(error).split('. ')[0]}); "
                          "name a file with --weights", 1) from error
-    if size != SIZES[dims]:
-        raise data.Error(f"{weights}: {size} values up to {LAST[dims]}; --dims {dims} needs {SIZES[dims]}", 1)
+    if size != wanted:
+        raise data.Error(f"{weights} has {size} values up to {LAST[dims]}; --dims {dims} needs {wanted}", 1)
     return state
 
 
@@ -177,8 +181,7 @@ def check_images(images):
     shape, x = tuple(x.shape), x[:, None] if x.ndim == 3 else x
     first, last = (x.ndim == 4 and x.shape[i] in (1, 3) for i in (1, 3))
     if x.numel() == 0 or first == last:
-        raise data.Error(f"images are {shape}, not (or not clearly) (N, C, H, W) or (N, H, W, C) with 1 or 3 "
-                         "channels or (N, H, W)")
+        raise data.Error(f"images are {shape}, not clearly (N, C, H, W), (N, H, W, C), with C 1 or 3, or (N, H, W)")
     x = x if first else x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8:
         return x
@@ -241,21 +244,22 @@ def how_many(wanted, there):
     n = wanted or min(10000, there)
     if not 4 <= n <= there:
         raise data.Error(f"--fid-samples {n}: there are {there} real images; precision and recall need 4")
-    if not wanted and n < 10000:
+    if n < 10000 and not wanted:
         print(f"--fid-samples {n}: there are no more real images, the protocol takes 10000")
     return n
 
 
 def check(n, wanted, dims, weights):
-    """Raises Error before a training for what the measuring would: too few images, weights without layers."""
+    """Raises Error before a training for what measuring would: too few real images, weights without layers."""
     how_many(wanted, n)
     read_weights(weights, dims)
 
 
 def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
     """`runs` draws on one model. Run k, with seed 100 k, compares n real images drawn without replacement with
-    the n of draw(n, seed), uint8 (n, C, H, W), and, as the floor that perfect samples score, with n other real
-    ones. Where there are none, the floor is that of two halves.
+    the n of draw(n, seed), uint8 (n, C, H, W), and with n other real ones: the floor, which perfect samples
+    score. Where there are none, the floor is that of two halves.
+
     Prints a line a run, returns a dict for JSON, keeps the real features in `folder`. Raises Error."""
     net, real, n = network() if net is None else net, check_images(real), how_many(n, len(real))
     draws, rows, floors = {}, [], []
@@ -267,15 +271,14 @@ def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
     kept = np.zeros((len(real), net.dims), np.float32)
     for seed, (chosen, others) in draws.items():
         began = time.time()
-        images = draw(n, seed)
-        sampled = time.time() - began
+        images, drawn = draw(n, seed), time.time()
         if images.shape != (n, *real.shape[1:]):
-            raise data.Error(f"drawn are images {[*images.shape]}, the real ones {[n, *real.shape[1:]]}")
+            raise data.Error(f"drawn are {[*images.shape]}, the real ones {[n, *real.shape[1:]]}")
         if not rows:  # once the shape is known to fit
             kept[needed] = kept_features(real[needed], net, folder)
-        began = time.time()
-        row = {"seed": seed, **measures(kept[chosen], features(images, net)), "sampling_seconds": sampled}
-        rows.append(row | {"measuring_seconds": time.time() - began})
+        measuring = time.time()
+        row = {"seed": seed, **measures(kept[chosen], features(images, net)), "sampling_seconds": drawn - began}
+        rows.append(row | {"measuring_seconds": time.time() - measuring})
         a, b = (chosen, others) if len(others) > 3 else (chosen[: n // 2], chosen[n // 2 : n // 2 * 2])
         if len(a) > 3:
             floors.append(measures(kept[a], kept[b]))
@@ -358,16 +361,16 @@ def read(source, args, last):
 
 def main(argv=None):
     args = get_args(argv)
-    sets = [read(args.a, args, not args.b)] + ([read(args.b, args, True)] if args.b else [])
+    sources = [args.a, args.b] if args.b else [args.a]
+    sets = [read(source, args, source is sources[-1]) for source in sources]
     images = [x for x in sets if torch.is_tensor(x)]
-    stats = [x for x in sets if isinstance(x, dict)]
     sizes = [f"{x.shape[3]} x {x.shape[2]}" for x in images]
     if len({*sizes}) > 1:
         raise data.Error(f"A has images of {sizes[0]}, B of {sizes[1]}; --size 28 reads both alike")
     net = network(args.dims, args.weights, args.device) if images else None
-    made = ({str(x.get("weights", "")) for x in stats} | {net.sha256 for _ in images}) - {""}
-    if len(made) > 1 or images and any(len(x["mu"]) != args.dims for x in stats):
-        raise data.Error("A and B are of other weights or --dims")
+    made = {net.sha256 if torch.is_tensor(x) else str(x.get("weights", "")) for x in sets} - {""}
+    if len(made) > 1:
+        raise data.Error(f"{args.a} and {args.b} were made with other weights")
 
     def moments(x):
         return statistics(kept_features(x, net)) if torch.is_tensor(x) else (x["mu"], x["sigma"])

@@ -6,9 +6,11 @@ they are at hand; the tests that need them are skipped elsewhere, with the reaso
 import functools
 import http.server
 import inspect
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,13 +41,13 @@ HERE = Path(__file__).parent
 SCRIPTS = [cvae, dcgan, ddpm]
 each_script = pytest.mark.parametrize("script", SCRIPTS)
 FEW = {cvae: "", dcgan: "", ddpm: "--steps 2"}
-SMALL = {cvae: "--decoder transposed --latent-dim 8", dcgan: "",
+SMALL = {cvae: "--decoder transposed --latent-dim 8", dcgan: "--width 32",
          ddpm: "--unet tiny --timesteps 3 --steps 2 --optimizer adam"}
 ROOT = Path(os.environ.get("MEDMNIST_ROOT") or Path.home() / ".medmnist").expanduser()
 WEIGHTS = os.environ.get("FID_WEIGHTS")
 needs_data = pytest.mark.skipif(not (ROOT / "bloodmnist.npz").is_file(), reason=f"no data set in {ROOT}")
 needs_weights = pytest.mark.skipif(not WEIGHTS, reason="no Inception weights; set FID_WEIGHTS to a file")
-quiet = "ignore:.*the covariance is singular", "ignore:KID over", "ignore:The `disp`", "ignore:.*is not split"
+quiet = "ignore:.*the covariance is singular", "ignore:KID over", "ignore:The `disp`"
 pytestmark = pytest.mark.filterwarnings(*quiet)
 
 
@@ -102,9 +104,18 @@ def call(script, *argv):
     script.main([*words(*argv), "--device", "cpu", "--dtype", "fp32"])
 
 
-def start(script, *argv, **kwargs):
-    """The script as a user runs it."""
-    command = [sys.executable, "-u", HERE / f"{script.__name__}.py", *words(*argv)]
+def refused(said, script, *argv, code=2):
+    """What a user can cause and mend: an Error of one line."""
+    with raises(data.Error, match=said) as error:
+        call(script, *argv)
+    assert error.value.code == code and "\n" not in str(error.value), error.value
+
+
+def start(script, *argv, first="", **kwargs):
+    """The script as a user runs it, or with a line of Python before it."""
+    run = ["-c", f"import data, {script.__name__} as script; {first}; data.command(script.main)"]
+    command = [sys.executable, "-u", *(run if first else [HERE / f"{script.__name__}.py"]), *words(*argv)]
+    kwargs["env"] = os.environ | {"PYTHONPATH": str(HERE)} | kwargs.pop("env", {})
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
@@ -146,30 +157,54 @@ def bits(*size, seed=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_load_gives_every_split_in_order(tmp_path, channels):
     path = fake_set(tmp_path / "x.npz", n=(5, 3, 2), channels=channels)
-    file, (images, labels) = np.load(path), data.load(path)
+    file, (images, labels, names) = np.load(path), data.load(path)
     assert images.dtype == torch.uint8 and images.shape == (10, channels, 28, 28)
     assert labels.dtype == torch.int64 and labels.shape == (10,)
+    assert names == [str(k) for k in range(labels.max() + 1)]
     for split, part in zip(data.SPLITS, (slice(0, 5), slice(5, 8), slice(8, 10)), strict=True):
-        x, y = data.load(path, split=split)
+        x, y, _ = data.load(path, split=split)
         assert torch.equal(x, images[part]) and torch.equal(y, labels[part])
         raw = file[f"{split}_images"].reshape(len(x), 28, 28, channels)
         assert np.array_equal(x.permute(0, 2, 3, 1), raw) and np.array_equal(y, file[f"{split}_labels"][:, 0])
 
 
-def test_load_names_the_first_finding_of_several(tmp_path):
-    hot = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0]], np.uint8)
-    change = {"train_labels": hot, "val_labels": hot[:1], "test_labels": hot[:1]}
-    path = fake_set(tmp_path / "x.npz", n=(3, 1, 1), change=change)
-    assert data.load(path, split="train")[1].tolist() == [0, 2, 1]
+def test_load_takes_its_own_samples_and_the_names_in_them(tmp_path):
+    images, labels, names = bits(6, 3, 28, 28), torch.tensor([0, 2, 2, 0, 2, 0]), ["a", "b", "c"]
+    data.save_samples(tmp_path, images, labels, names)
+    x, y, kinds = data.load(tmp_path / "samples.npz")
+    assert torch.equal(x, images) and torch.equal(y, labels) and kinds == names
+    for wrong in (["a", "b"], ["a", "b", "b"]):  # too few, or one twice
+        np.savez(tmp_path / "x.npz", **samples(tmp_path) | {"class_names": wrong})
+        with raises(data.Error, match="class_names"):
+            data.load(tmp_path / "x.npz")
+
+
+def test_of_several_findings_the_first_counts_and_all_have_their_names(tmp_path):
+    hot = np.zeros((4, 14), np.uint8)
+    hot[1, 1:4] = hot[2, 0] = hot[3, 13] = 1
+    change = {f"{s}_labels": hot[:n] for s, n in zip(data.SPLITS, (4, 1, 1), strict=True)}
+    fake_set(tmp_path / "chestmnist.npz", n=(4, 1, 1), change=change)
+    _, labels, names = data.load("chestmnist", tmp_path, "train")
+    assert [names[k] for k in labels] == ["none", "cardiomegaly", "atelectasis", "hernia"] and len(names) == 15
 
 
 @needs_data
 def test_load_real_data():
-    images, labels = data.load(root=ROOT)
+    images, labels, names = data.load(root=ROOT)
     assert images.shape == (17092, 3, 28, 28)
-    counts = data.classes("bloodmnist", labels)
-    assert [*counts.values()] == [1218, 3117, 1551, 2895, 1214, 1420, 3329, 2348]
-    assert [*counts][0] == "basophil" and [*counts][6:] == ["neutrophil", "platelet"]
+    assert labels.bincount().tolist() == [1218, 3117, 1551, 2895, 1214, 1420, 3329, 2348]
+    assert names[0] == "basophil" and names[6:] == ["neutrophil", "platelet"]
+
+
+def test_an_npz_needs_memory_for_one_copy_more(tmp_path):
+    rng = np.random.default_rng(0)
+    change = {f"{s}_images": rng.integers(0, 256, (4000, 28, 28, 3), np.uint8) for s in data.SPLITS}
+    change |= {f"{s}_labels": np.zeros((4000, 1), np.uint8) for s in data.SPLITS}
+    path = fake_set(tmp_path / "x.npz", (1, 1, 1), change=change)
+    lines = ("import data, resource", "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+             f"before = peak(); data.load({path!r}); print(peak() - before)")
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=HERE, capture_output=True, text=True)
+    assert int(done.stdout) * (1 if sys.platform == "darwin" else 1024) < 2.4 * 12000 * 28 * 28 * 3
 
 
 def test_a_download_checks_the_md5_and_leaves_nothing_half(tmp_path):
@@ -182,25 +217,29 @@ def test_a_download_checks_the_md5_and_leaves_nothing_half(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/bloodmnist.npz"
     with mock.patch.dict(medmnist.INFO["bloodmnist"], {"url": url}):
-        with raises(FileNotFoundError, match=f"{root}/bloodmnist.npz.*{url}"):  # nothing there: 404
+        with raises(data.Error, match=f"{root}/bloodmnist.npz.*{url}"):  # nothing there: 404
             data.load("bloodmnist", root)
         fake_set(served, n=(4, 2, 2))
-        with raises(FileNotFoundError):  # there, with another md5
+        with raises(data.Error, match="download"):  # there, with another md5
             data.load("bloodmnist", root)
-        assert list(root.iterdir()) == []
+        assert not list(tmp_path.glob("root/*"))
         medmnist.INFO["bloodmnist"]["MD5"] = md5(served.read_bytes()).hexdigest()
         assert len(data.load("bloodmnist", root)[0]) == 8
         assert [f.name for f in root.iterdir()] == ["bloodmnist.npz"]
     server.shutdown()
 
 
-def test_root_is_the_argument_then_the_variable(tmp_path, monkeypatch):
+def test_root_is_the_argument_then_the_variable_and_only_named_sets_need_it(tmp_path, monkeypatch):
     for folder, k in (("a", 3), ("b", 5)):
         (tmp_path / folder).mkdir()
         fake_set(tmp_path / folder / "bloodmnist.npz", n=(k, 1, 1))
     monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "a"))
     assert len(data.load("bloodmnist")[0]) == 5
     assert len(data.load("bloodmnist", tmp_path / "b")[0]) == 7
+    for variable in ("MEDMNIST_ROOT", "HOME"):  # as for a user whom the system does not know
+        monkeypatch.delenv(variable)
+    with mock.patch("pwd.getpwuid", side_effect=KeyError):
+        assert len(data.load(str(tmp_path / "b" / "bloodmnist.npz"))[0]) == 7
 
 
 SIDES = {f"{s}_images": n for s, n in zip(data.SPLITS, (96, 8, 8), strict=True)}
@@ -208,11 +247,11 @@ SIDES = {f"{s}_images": n for s, n in zip(data.SPLITS, (96, 8, 8), strict=True)}
 
 @pytest.mark.parametrize("change, said", [
     ({"train_images": None}, "train_images"),
-    ({"train_labels": np.zeros((95, 1), np.uint8)}, r"labels uint8 \(111, 1\)"),
+    ({"train_labels": np.zeros((95, 1), np.uint8)}, r"labels uint8 .*\(95, 1\)"),
     ({"train_labels": np.zeros((95, 1), np.uint8), "val_labels": np.zeros((9, 1), np.uint8)}, "label"),
     ({"train_images": np.zeros((96, 28, 28, 3), np.float32)}, "float"),
     ({k: np.zeros((n, 28, 28, 4), np.uint8) for k, n in SIDES.items()}, "28, 4"),
-    ({"train_images": np.zeros((96, 64, 64, 3), np.uint8)}, "dimension"),
+    ({"train_images": np.zeros((96, 64, 64, 3), np.uint8)}, "96, 64, 64"),
     ({"train_labels": np.full((96, 1), -1)}, "label"), ({"train_labels": np.full((96, 1), 1000)}, "label"),
     ({"train_labels": np.zeros((96, 1), np.float32)}, "float"),
     ({k: np.zeros((n, 30, 30), np.uint8) for k, n in SIDES.items()}, "30, 30"),
@@ -221,20 +260,34 @@ SIDES = {f"{s}_images": n for s, n in zip(data.SPLITS, (96, 8, 8), strict=True)}
     ({"train_images": np.array([{}] * 96, dtype=object)}, "allow_pickle")])
 def test_foreign_contents_are_named_with_what_is_wanted(tmp_path, change, said):
     path = fake_set(tmp_path / "x.npz", change=change)
-    with raises(ValueError, match=said) as error:
+    with raises(data.Error, match=said) as error:
         data.load(path)
     assert path in str(error.value) and "\n" not in str(error.value)
     assert "test_images, test_labels" in str(error.value) and "delete it" not in str(error.value)
 
 
-def test_what_is_not_there_or_spoilt_is_told(tmp_path):
-    with raises(data.UsageError, match="bloodmist.*bloodmnist.*organsmnist"):
-        data.load("bloodmist")
-    with raises(FileNotFoundError, match="nowhere.npz"):
-        data.load("nowhere.npz")
+def test_what_is_not_there_or_spoilt_or_of_another_size_is_told(tmp_path, small):
     (tmp_path / "bloodmnist.npz").write_bytes(b"half a download")
-    with raises(ValueError, match="not a readable MedMNIST file.*delete it"):
-        data.load("bloodmnist", tmp_path)
+    for arguments, said in ((["bloodmist"], "bloodmist.*bloodmnist.*organsmnist"),
+                            (["nowhere.npz"], "nowhere.npz"), ([small, None, "dev"], "dev.*train, val, test"),
+                            (["bloodmnist", tmp_path], "not a readable MedMNIST file.*delete it"),
+                            (["bloodmnist", tmp_path, "all", 32], "32.*28, 64, 128 and 224"),
+                            (["demo", None, "all", 64], "64.*28 x 28"), ([small, None, "all", 64], "64.*28 x 28")):
+        with raises(data.Error, match=said):
+            data.load(*arguments)
+
+
+# ---- data.py: folders of pictures ----
+
+def save_pictures(folder, images, suffix="png"):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(np.asarray(image)).save(folder / f"{i:03}.{suffix}")
+    return folder
+
+
+def grey(value, size=(28, 28)):
+    return np.full((*size, 3), value, np.uint8)
 
 
 @pytest.fixture
@@ -243,56 +296,138 @@ def folder(tmp_path):
     for k, name in enumerate(("lymphocyte", "neutrophil")):
         (tmp_path / "cells" / name / "deep").mkdir(parents=True)
         for i in range(10):
-            image = Image.fromarray(np.full((40, 36, 3), 100 * k + i, np.uint8))
+            image = Image.fromarray(grey(100 * k + i, (40, 36)))
             image.save(tmp_path / "cells" / name / ("deep" if i % 2 else "") / f"{i}.png")
     return tmp_path / "cells"
 
 
+def greys(folder, **kwargs):
+    """The greys of a folder's pictures by class: what of it is read."""
+    images, labels, names = data.load(str(folder), **kwargs)
+    return {name: sorted(images[labels == k, 0, 9, 9].tolist()) for k, name in enumerate(names)}
+
+
 def test_a_folder_is_a_set_with_a_class_a_subfolder(folder):
-    images, labels = data.load(str(folder))
+    images, labels, names = data.load(str(folder))
     assert images.shape == (20, 3, 28, 28) and labels.tolist() == [0] * 10 + [1] * 10
-    assert sorted(images[:, 0, 5, 5].tolist()) == [*range(10), *range(100, 110)]
-    assert data.classes(str(folder), labels) == {"lymphocyte": 10, "neutrophil": 10}
-    with pytest.warns(UserWarning, match="tenth"):
-        parts = {s: data.load(str(folder), split=s)[0][:, 0, 0, 0].tolist() for s in data.SPLITS}
-    assert [len(parts[s]) for s in data.SPLITS] == [14, 2, 4]
-    assert sorted(sum(parts.values(), [])) == [*range(10), *range(100, 110)]  # each picture in one part
-    (folder / "train").mkdir()
-    (folder / "neutrophil").rename(folder / "train" / "neutrophil")
-    assert data.load(str(folder), split="train")[1].tolist() == [0] * 10
-    with raises(ValueError, match="no pictures"):
-        data.load(str(folder), split="val")
+    assert greys(folder) == {"lymphocyte": [*range(10)], "neutrophil": [*range(100, 110)]}
+    assert [*greys(folder / "lymphocyte" / "deep").values()] == [[1, 3, 5, 7, 9]]  # pictures alone: one class
+
+
+def test_the_split_of_a_picture_hangs_on_its_own_name(tmp_path):
+    for name in "ab":
+        save_pictures(tmp_path / name, map(grey, range(100)))
+    parts = {s: greys(tmp_path, split=s) for s in data.SPLITS}
+    for name in "ab":  # each picture in one part
+        assert sorted(sum((part[name] for part in parts.values()), [])) == [*range(100)]
+    sizes = [sum(map(len, part.values())) for part in parts.values()]
+    assert stats.chisquare(sizes, [140, 20, 40]).pvalue > 1e-3
+    Image.fromarray(grey(250)).save(tmp_path / "a" / "!.png")  # one that sorts before all others
+    (tmp_path / "b" / "099.png").unlink()
+    now = [greys(tmp_path, split=s) for s in data.SPLITS]
+    for name, left in ("a", range(100)), ("b", range(99)):
+        assert [[v for v in part[name] if v in left] for part in now] == [
+            [v for v in part[name] if v in left] for part in parts.values()]
+
+
+@pytest.mark.parametrize("train, test", [("train", "test"), ("Training", "Testing"), ("TRAIN", "Validation")])
+def test_subfolders_that_name_splits_are_splits(tmp_path, train, test):
+    save_pictures(tmp_path / train / "a", [grey(1), grey(2)])
+    save_pictures(tmp_path / test / "b", [grey(3)])
+    part = {"Validation": "val"}.get(test, "test")
+    assert greys(tmp_path, split="train") == {"a": [1, 2], "b": []}
+    assert greys(tmp_path, split=part) == {"a": [], "b": [3]} and greys(tmp_path) == {"a": [1, 2], "b": [3]}
+    with raises(data.Error, match="no pictures"):
+        data.load(str(tmp_path), split="val" if part == "test" else "test")
+    save_pictures(tmp_path / "c", [grey(4)])
+    with raises(data.Error, match=f"c lies beside its splits .*{train}"):
+        data.load(str(tmp_path))
+
+
+def test_what_systems_and_notebooks_leave_in_a_folder_is_no_picture_and_no_class(folder):
+    before, copy = greys(folder), folder / "lymphocyte" / "0.png"
+    for name in (".ipynb_checkpoints/0.png", "__MACOSX/a/0.png", "lymphocyte/.ipynb_checkpoints/0-copy.png",
+                 "lymphocyte/._0.png", "neutrophil/.hidden.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(copy, folder / name)
+    (folder / ".git").mkdir()
+    assert greys(folder) == before
+
+
+def test_nothing_in_a_folder_is_dropped_or_doubled_without_a_word(folder, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    Image.fromarray(grey(50)).save(tmp_path / "more" / "x.png")
+    (folder / "lymphocyte" / "more").symlink_to(tmp_path / "more")  # links are followed
+    (folder / "neutrophil" / "again").symlink_to(folder / "neutrophil")  # in a circle: each picture once
+    (folder / "neutrophil" / "0.png").rename(folder / "neutrophil" / "0.jp2")
+    (folder / "neutrophil" / "notes.txt").write_text("")
+    assert greys(folder) == {"lymphocyte": [*range(10), 50], "neutrophil": [*range(101, 110)]}
+    assert "1 .jp2, 1 .txt" in capsys.readouterr().err
+    for i in range(3):
+        Image.fromarray(grey(i)).save(folder / f"{i}.png")
+    with raises(data.Error, match="3 pictures lie loose"):
+        data.load(str(folder))
+    (folder / "model.pt").write_text("")
+    with raises(data.Error, match="holds a run.*samples.npz"):
+        data.load(str(folder))
+
+
+def test_a_picture_in_two_classes_is_in_both(folder):
+    (folder / "neutrophil" / "x.png").symlink_to(folder / "lymphocyte" / "4.png")
+    assert greys(folder)["neutrophil"] == [4, *range(100, 110)]
 
 
 def test_a_folders_pictures_are_cropped_to_the_centre_square_and_resized(tmp_path):
-    (tmp_path / "a").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (56, 80), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
-    images, _ = data.load(str(tmp_path))
+    save_pictures(tmp_path / "a", [pixels])
+    images, _, _ = data.load(str(tmp_path))
     expected = Image.fromarray(pixels[:, 12:68]).resize((28, 28), Image.Resampling.BICUBIC)
     assert images.shape == (1, 1, 28, 28) and np.array_equal(images[0, 0], expected)
+    assert np.array_equal(data.load(str(tmp_path), size=0)[0][0, 0], pixels)  # as they are
+    save_pictures(tmp_path / "b", [pixels.T])
+    with raises(data.Error, match="2 sizes, as 56 x 80 and 80 x 56; --size 28"):
+        data.load(str(tmp_path), size=0)
 
 
 def test_pictures_of_every_kind_are_read_right_or_refused(tmp_path):
-    grey = np.random.default_rng(0).integers(0, 256, (9, 9), np.uint8)
-    deep, image = Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray(grey)
-    half = image.convert("RGBA")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9), np.uint8)
+    deep, image = Image.fromarray(pixels.astype(np.uint16) * 257), Image.fromarray(pixels)
+    half, turned = image.convert("RGBA"), Image.Exif()
     half.putalpha(100)
-    kinds = {"grey.png": image, "grey.bmp": image, "deep.png": deep, "deep.tif": deep,
+    turned[0x0112] = 6  # a camera that was held upright
+    kinds = {"grey.png": image, "grey.bmp": image, "deep.png": deep, "deep.tif": deep, "gif.gif": image,
              "palette.png": image.convert("RGB").quantize(256), "opaque.png": image.convert("RGBA"),
-             "alpha.png": half, "float.tif": Image.fromarray(grey.astype(np.float32))}
+             "turned.png": Image.fromarray(np.rot90(pixels).copy()),
+             "alpha.png": half, "float.tif": Image.fromarray(pixels.astype(np.float32))}
     for name, picture in kinds.items():
-        picture.save(tmp_path / name)
-    for name in [*kinds][:6]:
+        picture.save(tmp_path / name, **({"exif": turned} if name == "turned.png" else {}))
+    for name in [*kinds][:-2]:
         read = np.asarray(data.read_picture(tmp_path / name).convert("L"))
-        assert np.abs(read.astype(int) - grey).max() <= (1 if name == "palette.png" else 0), name
+        assert np.abs(read.astype(int) - pixels).max() <= (1 if name == "palette.png" else 0), name
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("alpha.png", "float.tif", "text.png"):
-        with raises(ValueError, match=name):
+    image.save(tmp_path / "stack.tif", save_all=True, append_images=[image, image])
+    bad = "alpha.png", "float.tif", "stack.tif", "text.png"
+    for name in bad:
+        with raises(data.Error, match=name):
             data.read_picture(tmp_path / name)
-    with raises(ValueError, match=r"3 of 9 pictures.*alpha.png"):
+    with raises(data.Error, match=".*".join(["4 of 12 pictures", *bad])):  # all are named
+        data.load(str(tmp_path))
+    for i in range(9):
+        (tmp_path / f"a{i}.png").write_text("no picture")
+    with raises(data.Error, match="13 of 21 pictures.*a0.png.*a8.png.*; and 3 more$"):  # the first ten
         data.load(str(tmp_path))
 
+
+def test_12_bits_in_16_are_refused_since_they_would_be_nearly_black(tmp_path):
+    deep = np.random.default_rng(0).integers(3000, 4096, (3, 28, 28)).astype(np.uint16)
+    save_pictures(tmp_path / "a", deep)
+    with raises(data.Error, match="16-bit.* 40.. of 65535.*multiply"):
+        data.load(str(tmp_path))
+    Image.fromarray(np.full((28, 28), 5000, np.uint16)).save(tmp_path / "a" / "x.png")  # one that has more
+    assert len(data.load(str(tmp_path))[0]) == 4
+
+
+# ---- data.py: batches and labels ----
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_epoch_visits_each_image_once_with_its_label(augment):
@@ -311,6 +446,29 @@ def test_an_epoch_visits_each_image_once_with_its_label(augment):
     assert torch.equal(y, again) and not torch.equal(y, other)
 
 
+@pytest.mark.parametrize("n, batch_size, sizes", [
+    (129, 64, [64, 65]), (128, 64, [64, 64]), (130, 64, [64, 64, 2]), (1, 64, [1]), (3, 1, [1, 1, 1])])
+def test_a_last_batch_of_one_joins_the_one_before(n, batch_size, sizes):
+    x = torch.zeros(n, 1, 4, 4, dtype=torch.uint8)
+    seen = [len(part) for part, _ in data.batches(x, torch.zeros(n), batch_size)]
+    assert seen == sizes and data.n_batches(n, batch_size) == len(sizes)
+
+
+@pytest.mark.parametrize("balance, expected", [(0, [100, 400, 3500]), (1, [1, 1, 1]), (0.5, [10, 20, 3500**0.5])])
+def test_balance_draws_a_class_of_n_images_in_proportion_to_n_to_the_1_minus_b(balance, expected):
+    labels = torch.arange(3).repeat_interleave(torch.tensor([100, 400, 3500]))
+    torch.manual_seed(0)
+    images = torch.arange(4000, dtype=torch.int32).view(-1, 1, 1, 1)
+    seen = list(data.batches(images, labels, 100, balance=balance))
+    x, y = (torch.cat(parts).flatten() for parts in zip(*seen, strict=True))
+    assert [len(part) for part, _ in seen] == [100] * 40 and torch.equal(y, labels[x])
+    shares = 4000 * np.array(expected) / np.sum(expected)
+    assert stats.chisquare(y.bincount(), shares).pvalue > 1e-3
+    assert (len(x.unique()) == 4000) == (balance == 0)
+    if balance:  # and within a class all alike
+        assert stats.chisquare(x[y == 0].bincount(minlength=100)).pvalue > 1e-3
+
+
 def test_augmentation_is_the_eight_symmetries_of_the_square():
     image = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
     symmetries = [x.rot90(k, (2, 3)).flatten().tolist() for x in (image, image.flip(3)) for k in range(4)]
@@ -320,21 +478,38 @@ def test_augmentation_is_the_eight_symmetries_of_the_square():
     assert sorted(forms.tolist()) == sorted(symmetries) and stats.chisquare(counts).pvalue > 1e-3
 
 
+CELLS = {"basophil": 30, "eosinophil": 70, "erythroblast": 40, "platelet": 0}
+
+
 def test_labels_to_draw():
-    classes = {"basophil": 30, "eosinophil": 70, "erythroblast": 40, "platelet": 0}
-    labels = data.draw_labels(classes, 5000, None, 0)
+    labels = data.draw_labels(CELLS, 5000, None, np.int64(0))
     assert stats.chisquare(labels.bincount(), np.array([30, 70, 40]) * 5000 / 140).pvalue > 1e-3
-    for label in (1, "1", "eosinophil", "Eos"):
-        assert data.draw_labels(classes, 3, label, 0).tolist() == [1, 1, 1]
-    assert data.draw_labels(classes, 2, torch.tensor([0, 1]), 0).tolist() == [0, 1]
+    for label in (1, "1", "eosinophil", "Eos", np.uint8(1), np.array([[1]]), [1], torch.tensor(1)):
+        assert data.draw_labels(CELLS, 3, label, 0).tolist() == [1, 1, 1]
     assert data.draw_labels({}, 3, None, 0) is None
     anything = "can be 0 basophil or 1 eosinophil or 2 erythroblast$"  # of the platelet there was none
     for label, said in (("e", "can be 1 eosinophil or 2 erythroblast$"), ("cat", anything), ("4", anything),
                         ("", anything), ("plate", anything), (3, anything), (-1, anything)):
-        with raises(data.UsageError, match=said):
-            data.draw_labels(classes, 3, label, 0)
-    with raises(data.UsageError, match="--classes"):
+        with raises(data.Error, match=said):
+            data.draw_labels(CELLS, 3, label, 0)
+    with raises(data.Error, match="--classes"):
         data.draw_labels({}, 3, "basophil", 0)
+    folders = {"1": 9, "2": 9, "3": 9}  # an exact name goes before a number
+    assert [data.draw_labels(folders, 1, label).item() for label in ("1", "2", "3", "0")] == [0, 1, 2, 0]
+
+
+def test_a_label_for_each_sample_in_whatever_form_a_user_has_them():
+    numbers = [2, 0, 1, 1]
+    forms = [numbers, tuple(numbers), np.array(numbers, np.uint8)[:, None], np.array(numbers, np.uint64),
+             ["ery", "basophil", "1", "eosinophil"], np.array(["ery", "0", "1", "eos"]),
+             *(torch.tensor(numbers, dtype=t) for t in (torch.uint8, torch.int16, torch.int32, torch.int64))]
+    for form in forms:
+        labels = data.draw_labels(CELLS, 4, form)
+        assert labels.tolist() == numbers and labels.dtype == torch.int64
+    for wrong, said in ((numbers[:3], r"\(3,\)"), ([0, 1, 2, 3], "label 3"), ([0, 1, 2, -1], "label -1"),
+                        ([0.0] * 4, "float"), (np.zeros((2, 2, 1), int), r"\(2, 2, 1\)"), ([True] * 4, "bool")):
+        with raises(data.Error, match=said):
+            data.draw_labels(CELLS, 4, wrong)
 
 
 # ---- data.py: files out ----
@@ -343,12 +518,13 @@ def test_labels_to_draw():
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
     path, rng = tmp_path / "ckpt.pt", np.random.default_rng(0)
-    data.save(path, lambda file: file.write(bytes(1 << 17)))
-    for _ in range(200):
+    path.write_bytes(bytes(1 << 17))
+    for _ in range(60):
         child = os.fork()
         if child == 0:
             for k in range(10**6):
-                data.save(path, lambda file, k=k: file.write(bytes([k % 256]) * (1 << 17)))
+                with data.atomic(path) as file:
+                    file.write(bytes([k % 256]) * (1 << 17))
         time.sleep(rng.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -359,25 +535,105 @@ def test_a_kill_in_the_midst_of_a_write_leaves_a_whole_file(tmp_path):
 def test_what_stops_a_write_is_not_hidden(tmp_path, error):
     """torch.save turns an error in the midst of it, Ctrl-C too, into a RuntimeError of its own."""
     full = mock.Mock(write=mock.Mock(side_effect=error))
-    with raises(type(error) if isinstance(error, OSError) else error):
-        data.save(tmp_path / "x.pt", lambda file: torch.save({"a": torch.zeros(9)}, full))
+    with raises(type(error) if isinstance(error, OSError) else error), data.atomic(tmp_path / "x.pt"):
+        torch.save({"a": torch.zeros(9)}, full)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_viewer_that_holds_a_file_stops_checkpoints_alone(tmp_path, monkeypatch, capsys):
+    """As on Windows: os.replace fails for as long as another program has the file open."""
+    held, real, naps = [3], os.replace, []
+
+    def replace(*paths):
+        held[0] -= 1
+        if held[0] >= 0:
+            raise PermissionError(13, "held", str(paths[1]))
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(time, "sleep", naps.append)
+    for name, tries in (("ckpt.pt", 3), ("log.csv", 99)):  # for a moment; for good
+        held[0] = tries
+        with data.atomic(tmp_path / name) as file:
+            file.write(b"new")
+    assert (tmp_path / "ckpt.pt").read_bytes() == b"new" and sum(naps) <= 2
+    assert "log.csv is held by another program" in capsys.readouterr().err
+    held[0] = 99
+    with raises(PermissionError), data.atomic(tmp_path / "ckpt.pt") as file:
+        file.write(b"newer")
+    assert [f.name for f in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
 def test_samples_and_their_grid(tmp_path):
-    images, labels = bits(20, 3, 28, 28), torch.arange(20) % 2
-    data.save_samples(tmp_path, images, labels, ["a/b", "c"], png=True)
+    images, labels, names = bits(20, 3, 28, 28), torch.arange(20) % 2, ["a/b", "immature granulocyte"]
+    data.save_samples(tmp_path, images, labels, names, png=True)
     file = samples(tmp_path)
     assert np.array_equal(file["images"], images.permute(0, 2, 3, 1))
-    assert np.array_equal(file["labels"][:, 0], labels) and file["class_names"].tolist() == ["a/b", "c"]
-    for i, kind in ((4, "a-b"), (5, "c")):
+    assert np.array_equal(file["labels"][:, 0], labels) and file["class_names"].tolist() == names
+    for i, kind in ((4, "a-b"), (5, names[1])):
         with Image.open(tmp_path / "samples" / kind / f"{i:06}.png") as image:
             assert np.array_equal(image, file["images"][i])
-    with Image.open(tmp_path / "samples.png") as grid:  # a row a class: its name, then its first eight
-        assert grid.size == (120 + 8 * 87, 2 * 87)
-        assert np.array_equal(np.asarray(grid)[87:171:3, 120:204:3], file["images"][1])
-        assert (np.asarray(grid)[:87, :120] < 100).any()
+    with Image.open(tmp_path / "samples.png") as grid:  # a row a class: its whole name, then its first eight
+        left = grid.width - 8 * 87
+        assert grid.height == 2 * 87 and left > 6 * len(names[1]) - 20
+        assert np.array_equal(np.asarray(grid)[87:171:3, left:left + 84:3], file["images"][1])
+        assert (np.asarray(grid)[:87, :left] < 100).any() and (np.asarray(grid)[:, left - 4:left] == 255).all()
+    for kept in (4, 0):  # those of an earlier call go: no mixture is left
+        data.save_samples(tmp_path, images[:4], labels[:4], names, png=kept)
+        assert len([*tmp_path.glob("samples/*/*.png")]) == kept
     assert not list(tmp_path.glob("**/*.tmp"))
+    data.save_grid(tmp_path / "large.png", {"": bits(3, 1, 200, 200)})
+    with Image.open(tmp_path / "large.png") as grid:
+        assert grid.size == (8 * 203, 203)
+
+
+# ---- data.py: what the command lines share ----
+
+def test_a_users_mistake_is_one_line_and_a_learners_a_traceback(capsys, monkeypatch):
+    def run(error):
+        with raises(SystemExit) as stop:
+            data.command(mock.Mock(side_effect=error))
+        return stop.value.code, capsys.readouterr().err.split(": ", 1)[1]
+
+    missing = FileNotFoundError(2, "No such file or directory", "x.npz")
+    assert run(data.Error("so")) == (2, "so\n") and run(data.Error("so", 1)) == (1, "so\n")
+    assert run(missing) == (1, "x.npz: No such file or directory\n")
+    code, said = run(KeyboardInterrupt())
+    assert code == 130 and "--resume" not in said  # where nothing is trained
+    assert run(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"))[1].endswith("--batch-size\n")
+
+    def learner():
+        a, b, c = (1, 2, 3, 4)
+
+    for error in (learner, mock.Mock(side_effect=OSError("no name")), mock.Mock(side_effect=RuntimeError)):
+        with raises((ValueError, OSError, RuntimeError)):
+            data.command(error)
+    for name in ("stdout", "stderr"):  # a terminal without ±
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    data.command(lambda: print("0.4 ± 0.1", flush=True))
+    assert sys.stdout.buffer.getvalue() == b"0.4 ? 0.1\n"
+
+
+def test_dtype_auto_takes_bf16_where_the_hardware_has_it(monkeypatch):
+    asked = mock.Mock(side_effect=lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert not data.bf16(cuda) and data.bf16(cuda, "bf16") and not data.bf16(cpu, "fp32")
+    asked.side_effect = lambda including_emulation=True: True
+    assert data.bf16(cuda) and not data.bf16(cuda, "fp32")
+    with raises(data.Error, match="'fp16'.*auto, fp32, bf16"):
+        data.bf16(cpu, "fp16")
+
+
+def test_progress_is_a_line_a_minute_where_there_is_no_terminal(capsys, monkeypatch):
+    assert [*data.progress(range(5), "sampling")] == [*range(5)] and capsys.readouterr().err == ""
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    for _ in data.progress(range(10), "sampling"):
+        now[0] += 25
+    lines = capsys.readouterr().err.split("\n")
+    assert lines.pop().strip() == "" and len(lines) in (2, 3)
+    assert all(re.fullmatch(r"\r?sampling: \d+ %, \d\d:\d\d left", line) for line in lines)
 
 
 # ---- the models ----
@@ -386,7 +642,8 @@ def test_samples_and_their_grid(tmp_path):
 @each_script
 def test_shapes_and_ranges_from_door_to_door(script, channels, size):
     torch.manual_seed(0)
-    net, few = script.Model((channels, size, size)), {"steps": 2} if script is ddpm else {}
+    shape, few = (channels, size, size), {"steps": 2} if script is ddpm else {}
+    net = script.Model(shape, **({"guide": True, "unet": "large"} if script is ddpm else {}))
     images, low = bits(4, channels, size, size), 0 if script is cvae else -1
     x = script.to_model(images)
     assert x.shape == images.shape and x.dtype == torch.float32
@@ -396,20 +653,57 @@ def test_shapes_and_ranges_from_door_to_door(script, channels, size):
         mu, logvar = net.encode(x)
         assert mu.shape == logvar.shape == (4, 128) and net.decode(mu).shape == x.shape
     elif script is dcgan:
-        discriminator = dcgan.Discriminator((channels, size, size))
+        discriminator = dcgan.Discriminator(shape)
         assert discriminator(x).shape == (4,) and net(torch.randn(4, 100)).shape == x.shape
     else:
-        assert net(x, torch.arange(4)).shape == (1, *x.shape)
-        assert ddpm.UNet((channels, size, size), guide=True)(x, torch.arange(4)).shape == (2, *x.shape)
-    drawn, again, other = (script.sample(net, 5, seed=seed, **few) for seed in (3, 3, 4))
-    assert drawn.shape == (5, channels, size, size) and drawn.dtype == torch.uint8
+        assert net.net(x, torch.arange(4)).shape == net.guide(x, torch.arange(4)).shape == x.shape
+    drawn, again, other = (script.sample(net, 5, seed=seed, **few) for seed in (3, np.int64(3), 4))
+    assert drawn.shape == (5, *shape) and drawn.dtype == torch.uint8
     assert torch.equal(drawn, again) and not torch.equal(drawn, other)
+
+
+@each_script
+def test_samples_are_drawn_in_batches_that_go_with_their_size(script):
+    """So that drawing takes no more memory than training: 21 MB an image of 224 pixels."""
+    few = {"steps": 1, "guidance": 0} if script is ddpm else {}
+    for size, largest in ((28, 1000), (224, 16)):
+        net, seen = script.Model((3, size, size), **({"unet": "tiny"} if few else {})), []
+
+        def grey(x, *rest, shape=net.shape, seen=seen):
+            seen.append(len(x))
+            return torch.zeros(len(x), *shape)
+
+        with mock.patch.object(script.Model, "decode" if script is cvae else "forward", lambda self, *x: grey(*x)):
+            if script is ddpm:
+                net.net.forward = grey
+            assert script.sample(net, largest + 4, **few).shape == (largest + 4, 3, size, size)
+            assert len(seen) > 1 and max(seen) <= largest and sum(seen) == largest + 4
+            seen.clear()
+            script.sample(net, 5, batch=2, **few)
+            assert seen == [2, 2, 1]
+
+
+MISSPELT = [
+    (lambda: ddpm.Diffusion(schedule="sigmoyd"), "linear, cosine"),
+    (lambda: ddpm.DDPM(predict="x0"), "v, epsilon"), (lambda: ddpm.DDPM(unet="smal"), "small, tiny"),
+    (lambda: cvae.VAE(decoder="res"), "residual, transposed"),
+    (lambda: cvae.negative_log_likelihood(torch.ones(1), torch.ones(1), "gauss"), "gaussian, bernoulli"),
+    (lambda: cvae.sample(cvae.VAE(latent_dim=2), 1, prior="fit"), "fitted, normal"),
+    (lambda: cvae.sample(cvae.VAE(latent_dim=2), 1, dtype="fp16"), "auto, fp32, bf16"),
+    (lambda: dcgan.Discriminator(norm="batchnorm"), "spectral, batch"), (lambda: dcgan.Generator(start=5), "3, 7"),
+    (lambda: fid.network(100), "64, 192, 768, 2048")]
+
+
+@pytest.mark.parametrize("made, choices", MISSPELT)
+def test_a_misspelt_choice_is_an_error_that_lists_the_choices(made, choices):
+    with raises(data.Error, match=f"'?(sigmoyd|x0|smal|res|gauss|fit|fp16|batchnorm|5|100)'?: .*{choices}"):
+        made()
 
 
 @each_script
 def test_samplers_have_the_flags_defaults_and_the_same_first_arguments(script):
     parameters = inspect.signature(script.sample).parameters
-    assert [*parameters][:5] == ["model", "n", "label", "seed", "dtype"]
+    assert [*parameters] == ["model", "n", "label", "seed", "dtype", *script.SAMPLER, "batch"]
     args = script.get_args(["--device", "cpu", "--overwrite"])
     for k in script.SAMPLER:
         assert parameters[k].default == getattr(args, k), k
@@ -432,15 +726,14 @@ def test_every_tensor_is_on_the_models_device():
                 drawn = net(torch.randn(4, 100, device="cuda"), y)
                 loss = dcgan.discriminator_loss(d(dcgan.diffaugment(x), y), d(dcgan.diffaugment(drawn), y))
             else:
-                loss = net.diffusion.loss(lambda x, t, n=net, y=y: n(x, t, y), x, t, torch.randn_like(x))
+                loss = net.diffusion.loss(net.net, x, t, torch.randn_like(x), y)
             assert loss.device.type == "cuda"
             few = {"steps": 3} if script is ddpm else {}
-            assert script.sample(net, 5, torch.zeros(5, dtype=torch.long), **few).shape == (5, 3, 28, 28)
+            assert script.sample(net, 5, **few).shape == (5, 3, 28, 28)
     net = mock.Mock(side_effect=lambda x: x[:, :1].expand(-1, 64, -1, -1) if x.is_cuda else None)
-    net.to.return_value = net
-    with FakeTensorMode(), mock.patch.object(fid, "network", lambda *args: net):
-        with mock.patch.object(torch.Tensor, "numpy", lambda x: x):  # which a made-up tensor does not have
-            drawn = fid.features(torch.zeros(205, 3, 28, 28, dtype=torch.uint8), 64, "", "cuda")
+    with FakeTensorMode(), mock.patch.object(torch.Tensor, "numpy", lambda x: x):  # a made-up tensor has none
+        net.parameters.return_value = iter([torch.zeros(1, device="cuda")])
+        drawn = fid.features(torch.zeros(205, 3, 28, 28, dtype=torch.uint8), net)
     assert drawn.shape == (205, 64)
 
 
@@ -474,6 +767,10 @@ def test_the_gaussian_likelihood_has_the_width_that_makes_the_batch_most_likely(
     normal = torch.distributions.Normal
     theirs = torch.stack([-normal(logits.sigmoid(), s).log_prob(x).sum() / 5 for s in widths])
     assert ours.item() == approx(theirs.min().item(), rel=1e-4) and (ours <= theirs + 1e-2).all()
+    black = torch.zeros(5, 3, 28, 28)  # which a decoder can have exactly: no narrower than rounding to uint8
+    ours = cvae.negative_log_likelihood(black - 99, black, "gaussian")
+    rounding = torch.tensor(stats.uniform(0, 1 / 255).std())
+    torch.testing.assert_close(ours, -normal(0.0, rounding).log_prob(black).sum() / 5 + 3 * 28 * 28 / 2)
 
 
 def test_the_fitted_prior_draws_codes_like_those_of_the_data():
@@ -482,8 +779,8 @@ def test_the_fitted_prior_draws_codes_like_those_of_the_data():
     model = cvae.VAE((1, 28, 28), {"a": 500, "b": 500, "c": 1}, latent_dim=3)
     images, labels = torch.zeros(1001, 1, 28, 28, dtype=torch.uint8), torch.arange(1001) % 2
     labels[1000] = 2
-    centre, root = torch.tensor([[9.0, 0, 0], [0, -9.0, 0], [5.0, 5, 5]]), torch.randn(3, 3, 3)
-    codes = centre[labels] + (root[labels] @ torch.randn(1001, 3, 1))[..., 0]
+    centre, spread = torch.tensor([[9.0, 0, 0], [0, -9.0, 0], [5.0, 5, 5]]), torch.randn(3, 3, 3)
+    codes = centre[labels] + (spread[labels] @ torch.randn(1001, 3, 1))[..., 0]
     parts, drawn = iter(codes.split(1000)), []
     model.encode = lambda x, y: (next(parts), torch.full((len(x), 3), -9.0))
     cvae.fit_prior(model, images, labels)
@@ -493,7 +790,7 @@ def test_the_fitted_prior_draws_codes_like_those_of_the_data():
     for k in range(3):
         torch.testing.assert_close(z[k::3].mean(0), codes[labels == k].mean(0), atol=0.5, rtol=0)
         if k < 2:
-            torch.testing.assert_close(z[k::3].T.cov(), root[k] @ root[k].T, atol=1.0, rtol=0.2)
+            torch.testing.assert_close(z[k::3].T.cov(), spread[k] @ spread[k].T, atol=1.0, rtol=0.2)
 
 
 def test_gan_losses_are_the_papers():
@@ -538,7 +835,7 @@ def test_paper_sized_networks():
     """The paper's deeper U-Net has 7.76 M parameters and 0.85 GFLOP; this is its sibling, no copy."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    net = ddpm.UNet(attention=False)
+    net = ddpm.UNet((3, 28, 28), 0, "deeper", False)
     with FlopCounterMode(display=False) as counter:
         net(torch.randn(1, 3, 28, 28), torch.zeros(1))
     assert 7e6 < sum(p.numel() for p in net.parameters()) < 9e6 and 0.8e9 < counter.get_total_flops() < 1.1e9
@@ -652,25 +949,27 @@ def test_ddpm_loss_is_0_for_the_truth_alone():
 
 
 def test_the_learning_rate_rises_and_falls():
-    rates = [ddpm.rate(step, 200, "cosine") for step in range(1, 201)]
+    rates = [ddpm.lr_scale(step, 200, "cosine") for step in range(1, 201)]
     assert rates[0] == approx(0.1, rel=0.01) and np.argmax(rates) == 9 and rates[99] == approx(0.5)
-    assert rates[-1] == approx(0, abs=1e-9) and ddpm.rate(90, 100, "none") == 1
-    assert np.argmax([ddpm.rate(s, 10**5, "cosine") for s in range(1, 1000)]) == 499
+    assert rates[-1] == approx(0, abs=1e-9) and ddpm.lr_scale(90, 100, "none") == 1
+    assert np.argmax([ddpm.lr_scale(s, 10**5, "cosine") for s in range(1, 1000)]) == 499
 
 
 def test_muon_makes_every_direction_count_alike():
     """An update is the momentum with singular values of about 1: nearly the U V^T of its SVD."""
     torch.manual_seed(0)
-    for shape in ((20, 50), (50, 20), (16, 8, 3, 3)):
-        p = nn.Parameter(torch.zeros(shape))
-        muon, momentum = ddpm.Muon([p], lr=0.5), torch.zeros(shape)
-        for _ in range(3):
-            before, p.grad = p.detach().clone(), torch.randn(shape)
-            muon.step()
-            momentum = 0.95 * momentum + p.grad
+    params = [nn.Parameter(torch.zeros(shape)) for shape in ((20, 50), (50, 20), (16, 8, 3, 3), (20, 4, 3, 3))]
+    muon, momenta = ddpm.Muon(params, lr=0.5), [torch.zeros_like(p) for p in params]
+    for _ in range(3):
+        before = [p.detach().clone() for p in params]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        muon.step()
+        for p, old, momentum in zip(params, before, momenta, strict=True):
+            momentum.mul_(0.95).add_(p.grad)
             matrix = (p.grad + 0.95 * momentum).flatten(1)  # Nesterov
             u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-            update = (before - p.detach()).flatten(1) / 0.5 / max(1, len(matrix) / matrix.shape[1]) ** 0.5
+            update = (old - p.detach()).flatten(1) / 0.5 / max(1, len(matrix) / matrix.shape[1]) ** 0.5
             singular = torch.linalg.svdvals(update)
             assert 0.6 < singular.min() and singular.max() < 1.3  # the quintic iteration goes no nearer
             assert (update * (u @ v)).sum() / update.norm() / (u @ v).norm() > 0.98
@@ -685,17 +984,24 @@ def test_ema_is_the_weighted_mean():
 
 def test_guidance_moves_away_from_what_the_guide_says():
     torch.manual_seed(0)
-    net = ddpm.UNet((1, 28, 28), dict.fromkeys("abcdefgh", 1), "small", guide=True)
+    model = ddpm.DDPM((1, 28, 28), dict.fromkeys("abcdefgh", 1), "small", guide=True)
     x, t, y = torch.randn(3, 1, 28, 28), torch.arange(3), torch.tensor([1, 2, 3])
-    for p in net.parameters():
+    for p in model.parameters():
         nn.init.normal_(p, 0, 0.1)
-    alone = ddpm.UNet((1, 28, 28), dict.fromkeys("abcdefgh", 1), "small")
-    alone.load_state_dict({k: v for k, v in net.state_dict().items() if "guide" not in k})
     with torch.no_grad():
-        (one,), weak = alone(x, t, y), net.guide(x, t, y)[0]
-        torch.testing.assert_close(ddpm.guided(net, y, 0.0)(x, t), one)
-        torch.testing.assert_close(ddpm.guided(net, y, 2.0)(x, t), one + 2 * (one - weak))
-        torch.testing.assert_close(ddpm.guided(alone, y, 2.0)(x, t), one)
+        strong, weak = model.net(x, t, y), model.guide(x, t, y)
+        torch.testing.assert_close(ddpm.guided(model, y, 0.0)(x, t), strong)
+        torch.testing.assert_close(ddpm.guided(model, y, 2.0)(x, t), strong + 2 * (strong - weak))
+        model.guide = None
+        torch.testing.assert_close(ddpm.guided(model, y, 0.0)(x, t), strong)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_attention_compiles_on_a_cpu():
+    attention, x = ddpm.Attention(64), torch.randn(2, 64, 4, 4, requires_grad=True)
+    nn.init.normal_(attention.out.weight)
+    torch.testing.assert_close(torch.compile(attention)(x), attention(x))
+    torch.compile(attention)(x).sum().backward()
 
 
 @needs_data

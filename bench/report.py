@@ -28,8 +28,8 @@ TITLES = {script.NAME: script.NAME.upper() for script in SCRIPTS}
 
 
 def table(out, names):
-    """A row a run: the size of the network that samples, what its training took (by log.csv, if it is there) and
-    the means of its draws. The trainings <run>-seed100, -seed200 .. are one row."""
+    """A row a run: the size of its network, what its training took (by log.csv, if there is one), the means
+    of its draws. The trainings <run>-seed100, -seed200 .. are one row."""
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
         groups.setdefault(file.parent.name.split("-seed")[0], []).append(file)
@@ -69,8 +69,8 @@ def effort(folder, result, n=None):
     epochs = list(csv.DictReader(open(folder / "log.csv")))
     images = sum(float(e["seconds"]) * float(e["images/s"]) for e in epochs[:n])
     hours = images / np.median([float(e["images/s"]) for e in epochs]) / 3600
-    trained_on = result.get("trained", {}).get("on", result["device"])  # an earlier version's file has no "on"
-    cores = re.findall(r"^(\d+) x |\((\d+) threads\)", trained_on)  # processes, threads of each
+    machine = result.get("trained", {}).get("on", result["device"])  # "on" is not in earlier versions' files
+    cores = re.findall(r"^(\d+) x |\((\d+) threads\)", machine)  # processes, threads of each
     return round(images), hours * math.prod(int(a or b) for a, b in cores)
 
 
@@ -104,9 +104,9 @@ def curve(out):
     except ImportError:
         return print("no picture of it: matplotlib is not installed")
     figure, axes = pyplot.subplots(1, 2, sharey=True, figsize=(8, 3), layout="constrained")
-    for axis, column, label in zip(axes, ("images", "core-hours"), ("images seen", "core-hours"), strict=True):
+    for axis, unit, label in zip(axes, ("images", "core-hours"), ("images seen", "core-hours"), strict=True):
         for name in dict.fromkeys(row["script"] for row in rows):
-            points = [(row[column], row["fid"]) for row in rows if row["script"] == name]
+            points = [(row[unit], row["fid"]) for row in rows if row["script"] == name]
             axis.loglog(*zip(*points, strict=True), "o-", label=TITLES[name])
         axis.axhline(np.mean([row["floor"] for row in rows]), color="grey", ls="--", label="real")
         axis.set(xlabel=label)
@@ -124,8 +124,8 @@ def draw(script, model, n, labels=None, seed=0):
 
 
 def pictures(out, source, root):
-    """cells.png: 32 cells of each model. types.png: a line a class, five real cells and then five of each model.
-    denoising.png: what the DDPM sees in the noise, in the course of its steps."""
+    """cells.png: 32 real cells and 32 of each model. types.png: a line a class: five real cells, five of each
+    model. denoising.png: the image that the DDPM sees in the noise, after ever more of its steps."""
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
     images, labels, _ = data.load(source, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

@@ -2,10 +2,10 @@
 
     python -m bench.trust floors bloodmnist                   what would a perfect generator score?
     python -m bench.trust neighbours samples.npz bloodmnist   are the samples copies of training images?
-    python -m bench.trust cas samples.npz bloodmnist          are they of their classes, and what do they teach?
+    python -m bench.trust cas samples.npz bloodmnist          are they of their classes? what do they teach?
 
-floors and neighbours compare features of Inception. cas trains small classifiers and needs samples that have
-labels. The real set needs a train and a test part. Results are printed and written to <out>/<command>.json.
+floors and neighbours compare features of Inception. cas trains small classifiers, and needs labels. The real
+set needs a train and a test part. Results are printed, and written to <out>/<command>.json.
 """
 import argparse
 import contextlib
@@ -43,10 +43,8 @@ def get_args(argv=None):
     return args
 
 
-# ---- with features of Inception ----
-
 class Fault(nn.Sequential):
-    """Inception as the paper fed it: images in [-1, 1] were mapped to [-1, 1] once more, as if they lay in [0, 1]."""
+    """Inception as the paper fed it: images in [-1, 1] were taken for ones in [0, 1] and mapped again."""
 
     def forward(self, x):
         return super().forward(2 * x - 1)
@@ -85,8 +83,8 @@ def floors(args, net):
 
 
 def neighbours(args, net):
-    """How far is each sample from the nearest training image, and how far is each held-out one? Also writes the
-    eight closest samples, each above its training image, to <out>/neighbours.png."""
+    """How far is each sample from the nearest training image, and how far is each held-out image? Writes the
+    eight closest samples and their training images to <out>/neighbours.png."""
     images, _, _ = data.load(args.a, args.root, "all", 0)
     train, _, _ = data.load(args.b, args.root, "train")
     if images.shape[1:] != train.shape[1:]:
@@ -95,34 +93,35 @@ def neighbours(args, net):
     samples = torch.from_numpy(fid.kept_features(images, net, args.out.parent))
     result, near, which = copies(samples, real["train"][1], real["test"][1])
     closest = near.argsort()[:8]
-    data.save_grid(args.out / "neighbours.png", {"sample": images[closest], "training": train[which[closest]]})
+    rows = {"sample": images[closest], "training": train[which[closest]]}
+    data.save_grid(args.out / "neighbours.png", rows)
     seen = {image.numpy().tobytes() for image in train}
     same = sum(image.numpy().tobytes() in seen for image in images)
     return {"images": len(images), **result, "pixel-identical to a training image": same}
 
 
 def copies(samples, training, held_out):
-    """Of features (N, D): a dict of figures, each sample's distance (N,) to the nearest training image, and the
-    number of that image (N,)."""
+    """Of features (N, D): a dict of figures; of each sample the distance to the nearest training image (N,),
+    and the index of that image (N,)."""
     (near, which), (usual, _) = (torch.cdist(x, training).min(1) for x in (samples, held_out))
     levels = torch.tensor([0.01, 0.1, 0.5])
     share = (near < usual.quantile(levels[0])).float().mean().item()
-    distances = {"generated": near.quantile(levels).tolist(), "held-out real": usual.quantile(levels).tolist()}
-    return {"distance to the nearest training image at the quantiles 0.01, 0.1, 0.5": distances,
-            "share of the generated nearer than 0.99 of the held-out (0.01 if nothing is copied)": share
-            }, near, which
+    distances = {"generated": near, "held-out real": usual}
+    distances = {k: v.quantile(levels).tolist() for k, v in distances.items()}
+    result = {"distance to the nearest training image at the quantiles 0.01, 0.1, 0.5": distances,
+              "share of the generated nearer than 0.99 of the held-out (0.01 if nothing is copied)": share}
+    return result, near, which
 
-
-# ---- with small classifiers ----
 
 def classifier(images, labels, steps=1500, seed=0, device="cpu", weight=None, net=None):
-    """A small convolutional network that has learned images uint8 (N, C, H, W), flipped and turned, and labels
-    (N,), in `steps` steps of 64. weight: of each class in the loss. net: one that learns on, in place."""
+    """A small convolutional network that learns images uint8 (N, C, H, W), flipped and turned, with labels
+    (N,), in steps of 64 images. weight: of each class in the loss. net: one to go on with."""
     torch.manual_seed(seed)
     if net is None:
         layers = []
-        for c_in, c_out in ((images.shape[1], 16), (16, 32), (32, 64)):  # ReLU last: the same, of fewer values
-            layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.MaxPool2d(2), nn.ReLU()]
+        for c_in, c_out in ((images.shape[1], 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out)]
+            layers += [nn.MaxPool2d(2), nn.ReLU()]  # as ReLU and then MaxPool, but ReLU of fewer values
         inputs, classes = 64 * (images.shape[2] // 8) ** 2, int(labels.max()) + 1
         net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, classes))
     net = net.to(device, memory_format=torch.channels_last).train()
@@ -151,7 +150,7 @@ def accuracy(net, images, labels):
 
 
 def over_seeds(args, name, training, *tests):
-    """Accuracies of five classifiers on each of `tests` (images, labels): the mean over classes, and each class.
+    """Accuracy of five classifiers on each of `tests`, (images, labels): mean over classes, and each class.
     training: a function seed -> (images, labels)."""
     runs = []
     for seed in SEEDS:
@@ -167,19 +166,19 @@ def over_seeds(args, name, training, *tests):
 def labelled(args, names):
     """Images of A, and their labels by the numbers that the real set's class names have."""
     images, labels, theirs = data.load(args.a, args.root, "all", 0)
-    if Path(args.a).is_file():
-        with np.load(args.a, allow_pickle=False) as file:
-            if "images" in file and "labels" not in file:
-                raise data.Error(f"{args.a} holds no labels: its model was trained without --classes")
+    if theirs == ["0"] != names:
+        raise data.Error(f"{args.a} holds no labels: was its model trained with --classes?")
+    if theirs == [str(k) for k in range(len(theirs))]:
+        return images, labels  # classes without names
     if other := [name for name in theirs if name not in names]:
         raise data.Error(f"{args.a}: {args.b} has no class {' or '.join(other)}; it has {', '.join(names)}")
     return images, torch.tensor([names.index(name) for name in theirs])[labels]
 
 
-def cas(args, net=None):
-    """Accuracies, means over the classes. Classifiers that have learned B's train part name A (are the samples of
-    their classes?) and B's test part. The latter is also named by those that have learned A alone, which is the
-    classification accuracy score (Ravuri & Vinyals, 2019), and by those that have learned as many images of B."""
+def cas(args):
+    """Accuracies, means over the classes. Classifiers that learned B's train part name A (are the samples of
+    their classes?) and B's test part. The test part is also named by those that learned A alone, which is the
+    classification accuracy score (Ravuri & Vinyals, 2019), and by those that learned as many images of B."""
     images, labels, names = data.load(args.b, args.root, "train")
     test = data.load(args.b, args.root, "test")[:2]
     samples = labelled(args, names)

@@ -1,0 +1,307 @@
+"""Do samples help a classifier where real cells of a type are scarce? The whole study: bash bench.sh scarce
+
+    python -m bench.scarce prepare --type basophil --left 50 --out few.npz
+    python ddpm.py --data few.npz --split train --classes --augment --balance 1 --out gen
+    python ddpm.py --sample 4000 --label basophil --out gen
+    python -m bench.scarce rows --type basophil --left 50 --part val --repeats 0 500 --counts 0 500 1000 \\
+        --samples gen/samples.npz --generator ddpm
+    python -m bench.scarce copies --type basophil --left 50 --samples gen/samples.npz --out copies.json
+    python -m bench.scarce table --part val
+
+prepare leaves 50 basophils in the train part, and the other types whole: all that the generator sees. rows
+trains a classifier for each of --repeats, --counts and --seeds: on these cells, repeats of the 50, samples.
+Each result is kept at once, and not computed again. Settings are chosen on the val part: without --repeats
+and --counts, rows takes the best. Without --type, nothing is left out, and samples of all types are added.
+The other scarcity is a laboratory with few cells of every type:
+
+    python -m bench.scarce move --how mild --left 30 --choice 0 --out mild-30-c0.npz
+    python ddpm.py --init pretrained --data mild-30-c0.npz --split train --classes --augment --out lab
+    python -m bench.scarce rows --data mild-30-c0.npz --part val --repeats 0 960
+"""
+import argparse
+import copy
+import itertools
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import fid
+from bench import trust
+
+STEPS = 1500  # of a classifier
+FIELDS = ("data", "type", "left", "generator", "before", "steps", "repeats", "samples", "weighted")
+
+
+def get_args(argv=None):
+    p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
+    p.error = data.refuse
+    add = p.add_argument
+    add("what", choices=("prepare", "move", "rows", "copies", "table"))
+    add("--data", default="bloodmnist", help="the real cells")
+    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
+    add("--device", type=data.device, default="cpu", help="auto, cpu, cuda, cuda:N or mps")
+    add("--type", help="the scarce type, by name or number")
+    add("--left", type=data.number(int, 0), help="cells of it that are left; move: of each type")
+    add("--choice", type=data.number(int, 0), default=0, help="seed that chooses the cells left")
+    add("--out", type=Path, help="the file that prepare, move or copies writes")
+    add("--how", choices=("mild", "strong"), default="mild", help="how far to move")
+    add("--samples", help="samples.npz of a generator that has seen the cells left and no others")
+    add("--dims", type=int, choices=tuple(fid.LAST), default=768, help="features for copies")
+    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    add("--rows", type=Path, default=Path("out/scarce/rows.json"), help="file of the results")
+    add("--part", choices=("val", "test"), default="test", help="part of the data to classify")
+    add("--generator", default="", help="name of what made the samples")
+    add("--repeats", type=data.number(int, 0), nargs="+", help="copies of the cells left, added in all")
+    add("--counts", type=data.number(int, 0), nargs="+", help="samples added")
+    add("--weighted", action="store_true", help="weigh the classes alike in the loss")
+    add("--before", default="", metavar="DATA", help="set whose train part a classifier learns first")
+    add("--steps", type=data.number(int, 2), default=STEPS, help="of a classifier")
+    add("--seeds", type=int, nargs="+", default=trust.SEEDS, help="one for each classifier of a setting")
+    args = p.parse_args(argv)
+    needs = {"prepare": ["type", "left", "out"], "move": ["left", "out"], "table": [],
+             "copies": ["type", "left", "samples", "out"],
+             "rows": ["left"] * bool(args.type) + ["generator"] * bool(args.samples)}[args.what]
+    if missing := [f"--{k}" for k in needs if getattr(args, k) in (None, "")]:
+        p.error(f"{args.what} needs {', '.join(missing)}")
+    return args
+
+
+# ---- what the generators learn ----
+
+def find_type(names, text):
+    return data.find_class(dict.fromkeys(names, 1), text)
+
+
+def split(labels, kind, left, choice):
+    """Indices of the cells of a type that are left, and of its others, which nothing learns. labels: (N,)."""
+    mine = (labels == kind).nonzero()[:, 0]
+    if left > len(mine):
+        raise data.Error(f"--left {left}: there are {len(mine)} cells of that type")
+    mine = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(choice))]
+    return mine[:left], mine[left:]
+
+
+def save(path, names, parts):
+    """An .npz in MedMNIST's form of {part: (images, labels)}."""
+    arrays = {"class_names": names}
+    for part, (images, labels) in parts.items():
+        arrays[f"{part}_images"] = images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{part}_labels"] = labels[:, None].numpy()
+    with data.atomic(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def prepare(args):
+    """A set whose train part has --left cells of the type. 0: for a model that `ddpm.py --init` continues."""
+    images, labels, names = data.load(args.data, args.root, "train")
+    kind = find_type(names, args.type)
+    few, _ = split(labels, kind, args.left, args.choice)
+    kept = torch.cat([(labels != kind).nonzero()[:, 0], few])
+    parts = {part: data.load(args.data, args.root, part)[:2] for part in ("val", "test")}
+    save(args.out, names, {"train": (images[kept], labels[kept])} | parts)
+
+
+def move(args):
+    """A train part of --left cells of each type of the test part, which the pretrained models have not seen,
+    moved; the others of the test part, moved alike, are half val part and half test part."""
+    images, labels, names = data.load(args.data, args.root, "test")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(args.choice))
+    few = torch.cat([order[labels[order] == k][:args.left] for k in range(len(names))])
+    others = order[~torch.isin(order, few)]
+    half = len(others) // 2
+    parts = {"train": few, "val": others[:half], "test": others[half:]}
+    save(args.out, names, {part: (moved(images[i], args.how), labels[i]) for part, i in parts.items()})
+
+
+def moved(images, how):
+    """Cells uint8 (N, 3, H, W) as another laboratory might have them. mild: hue + 0.06 of the colour circle,
+    contrast x 0.8, saturation x 1.3, a Gaussian blur of sigma 0.5 pixels. strong: hue + 0.25, then a mirrored
+    brightness, as in dark field: the mean m of a pixel's channels becomes 255 - m; their differences stay."""
+    from torchvision.transforms import functional as tf
+    if how == "mild":
+        x = tf.adjust_hue(images, 0.06)
+        x = tf.adjust_contrast(x, 0.8)
+        x = tf.adjust_saturation(x, 1.3)
+        return tf.gaussian_blur(x, 5, 0.5)
+    x = tf.adjust_hue(images, 0.25).float()
+    return (x + 255 - 2 * x.mean(1, keepdim=True)).round().clamp(0, 255).to(torch.uint8)
+
+
+# ---- what the classifiers learn ----
+
+def read_rows(path):
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def rows(args):
+    images, labels, names = data.load(args.data, args.root, "train")
+    held_out = data.load(args.data, args.root, args.part)[:2]
+    source = re.fullmatch(r"(.*?)(-c(\d+))?", Path(args.data).stem)  # the files of move: mild-30-c0.npz
+    about = {"data": source[1], "type": None, "left": None, "choice": int(source[3]) if source[2] else None}
+    kind, kept = None, torch.arange(len(labels))
+    few = kept
+    if args.type:
+        kind = find_type(names, args.type)
+        few, _ = split(labels, kind, args.left, args.choice)
+        kept = torch.cat([(labels != kind).nonzero()[:, 0], few])
+        about |= {"type": names[kind], "left": args.left, "choice": args.choice}
+    fake, fake_labels = images[:0], labels[:0]
+    if args.samples:
+        fake, fake_labels, theirs = data.load(args.samples)
+        fake_labels = torch.tensor([find_type(names, name) for name in theirs])[fake_labels]
+    if kind is not None:
+        fake, fake_labels = fake[fake_labels == kind], fake_labels[fake_labels == kind]
+
+    settings = list(itertools.product(args.repeats or [0], args.counts or [0], [args.weighted]))
+    if args.repeats is None and args.counts is None and not args.weighted:
+        settings = [chosen(read_rows(args.rows), about | {"generator": name, "before": args.before})
+                    for name in dict.fromkeys(("", args.generator))]
+    if None in settings:
+        raise data.Error(f"{args.rows} has no results on the val part; name --repeats and --counts")
+    if (most := max(count for _, count, _ in settings)) > len(fake):
+        raise data.Error(f"--counts {most}: there are {len(fake)} samples")
+
+    for seed in args.seeds:
+        first = None  # a classifier that has learned --before
+        for repeats, count, weighted in settings:
+            row = about | {"generator": args.generator if count else "", "before": args.before,
+                           "steps": args.steps, "repeats": repeats, "samples": count, "weighted": weighted,
+                           "part": args.part, "seed": seed}
+            if matching(read_rows(args.rows), row):
+                continue
+            if args.before and not first:
+                before, its_labels, _ = data.load(args.before, args.root, "train")
+                first = trust.classifier(before, its_labels, STEPS, seed, args.device)
+            again = few[torch.arange(repeats) % max(1, len(few))]
+            x = torch.cat([images[kept], images[again], fake[:count]])
+            y = torch.cat([labels[kept], labels[again], fake_labels[:count]])
+            weight = (1 / y.bincount(minlength=len(names))).to(args.device) if weighted else None
+            net = trust.classifier(x, y, args.steps, seed, args.device, weight, copy.deepcopy(first))
+            shares = trust.accuracy(net, *held_out)
+            types = {names[k]: round(v, 4) for k, v in zip(held_out[1].unique(), shares, strict=True)}
+            mean = round(float(np.mean(shares)), 5)
+            row |= {"accuracy": types[names[kind]] if args.type else mean, "mean": mean, "types": types}
+            lines = [json.dumps(one) for one in (*read_rows(args.rows), row)]  # another process may add some
+            with data.atomic(args.rows) as file:
+                file.write(("[" + ",\n".join(lines) + "]\n").encode())
+            print(lines[-1], flush=True)
+
+
+def matching(rows, wanted):
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+def chosen(rows, about):
+    """(repeats, samples, weighted) of the highest accuracy on the val part, for as many cells left of any type;
+    without samples for the generator "". None where nothing was measured."""
+    found = defaultdict(list)
+    wanted = {k: about[k] for k in ("data", "left", "generator", "before")}
+    for row in matching(rows, wanted | {"part": "val", "steps": STEPS}):
+        found[row["repeats"], row["samples"], row["weighted"]].append(row["accuracy"])
+    return max(found, key=lambda setting: np.mean(found[setting]), default=None)
+
+
+def copies(args):
+    """How many samples are closer to a cell left than the closest 1 % of the type's other cells are?"""
+    images, labels, names = data.load(args.data, args.root, "train")
+    kind = find_type(names, args.type)
+    few, others = split(labels, kind, args.left, args.choice)
+    parts = [data.load(args.data, args.root, part)[:2] for part in ("val", "test")]
+    unseen = torch.cat([images[others], *[x[y == kind] for x, y in parts]])
+    samples, of, theirs = data.load(args.samples)
+    samples = samples[of == find_type(theirs, names[kind])]
+    net = fid.network(args.dims, args.weights, args.device)
+    sets = (torch.from_numpy(fid.features(x, net)) for x in (samples, images[few], unseen))
+    result, _, _ = trust.copies(*sets)
+    result |= {"type": names[kind], "left": len(few), "choice": args.choice, "samples": len(samples)}
+    result |= {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
+    with data.atomic(args.out) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    print(json.dumps(result, indent=1))
+
+
+# ---- what came out ----
+
+def table(args):
+    """A line a setting: mean over networks, ± over choices of the cells; in bold the best on the val part.
+    The gap is that from the best without samples to all real cells. Also writes <part>.md, <part>.png."""
+    every = read_rows(args.rows)
+    rows = matching(every, {"part": args.part})
+    settings = {tuple(row[k] for k in FIELDS) for row in rows}
+    lines, whole, curves = [], {}, defaultdict(list)
+    for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
+        g = dict(zip(FIELDS, setting, strict=True))
+        found, best = matching(rows, g), chosen(every, g)
+        accuracy, gap = spread(found), ""
+        real = g | {"generator": "", "before": "", "samples": 0, "steps": STEPS}
+        if g["type"]:
+            everything = {"type": None, "left": None, "repeats": 0, "weighted": False}
+            high = spread(matching(rows, real | everything), lambda row, g=g: row["types"][g["type"]])
+            plain = chosen(every, real)
+            low = plain and spread(matching(rows, real | dict(zip(FIELDS[-3:], plain, strict=True))))
+            if high:
+                whole[f"| {g['type']}, all | real cells | {high['text']} | | | |"] = True
+            if high and low and high != low and g["samples"]:
+                gap = f"{(accuracy['mean'] - low['mean']) / (high['mean'] - low['mean']):.0%}"
+        cells = f"{g['type']}, {g['left']} left" if g["type"] else f"{g['data']}, all"
+        parts = {"{before} first": g["before"], "real cells": True, "{repeats:,} repeats": g["repeats"],
+                 "weighted loss": g["weighted"], "{samples:,} samples of {generator}": g["samples"],
+                 "{steps:,} steps": g["steps"] != STEPS}
+        learned = ", ".join(part.format(**g) for part, there in parts.items() if there)
+        if setting[-3:] == best and g["steps"] == STEPS:
+            learned = f"**{learned}**"
+        count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
+        mean = spread(found, lambda row: row["mean"])["text"]
+        lines.append(f"| {cells} | {learned} | {accuracy['text']} | {mean} | {gap} | {count} |")
+        if g["samples"] and best and (g["repeats"], g["weighted"]) == (best[0], best[2]):
+            curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
+            without = spread(matching(rows, real | {"before": g["before"]}))
+            curve += [(0, without)] * bool(without and not curve) + [(g["samples"], accuracy)]
+    head = ["| cells | learned from | accuracy | mean over types | gap closed | choices x networks |"]
+    text = "\n".join([*head, "|---" * 6 + "|", *lines, *whole]) + "\n"
+    with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
+        file.write(text.encode())
+    print(text, end="")
+    draw(args.rows.with_name(f"{args.part}.png"), curves)
+
+
+def spread(rows, of=lambda row: row["accuracy"]):
+    """fid.summary() over choices of the cells, of means over networks; None without rows."""
+    choices = defaultdict(list)
+    for row in rows:
+        choices[row["choice"]].append(of(row))
+    return fid.summary([np.mean(values) for values in choices.values()]) if rows else None
+
+
+def draw(path, curves):
+    """Accuracy against the number of samples added. curves: {title: [(samples, fid.summary()), ..]}."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return print("no picture of it: matplotlib is not installed")
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for title, points in curves.items():
+        x, found = zip(*points, strict=True)
+        y, spread = [v["mean"] for v in found], [v["std"] or 0 for v in found]
+        axis.errorbar(x, y, spread, fmt="o-", capsize=3, label=title)
+    axis.set(xlabel="samples added", ylabel="accuracy")
+    axis.grid(True, alpha=0.3)
+    if curves:
+        axis.legend(fontsize="small")
+    with data.atomic(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+    pyplot.close(figure)
+
+
+def main(argv=None):
+    args = get_args(argv)
+    {"prepare": prepare, "move": move, "rows": rows, "copies": copies, "table": table}[args.what](args)
+
+
+if __name__ == "__main__":
+    data.command(main)
