@@ -171,7 +171,7 @@ def is_picture(name):
 
 
 def list_files(folder, names):
-    """[(path, class)] of a folder's files: links are followed, in a class each file counts once, no hidden ones."""
+    """[(path, class)] of a folder's files: links followed, each file once a class, no hidden ones."""
     from torchvision.datasets import ImageFolder  # here alone: it takes seconds
 
     class Files(ImageFolder):
