@@ -317,7 +317,7 @@ def read_args(p, argv):
         if not model.exists() and (named or ckpt.exists()):
             raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
         args.ckpt = model if model.exists() else "pretrained"
-    elif model.exists() and not (Path(args.ckpt).exists() and model.samefile(args.ckpt)):
+    elif (model.exists() or ckpt.exists()) and Path(args.ckpt).resolve() != model.resolve():
         raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
     there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
     if args.sample and there and not args.overwrite:
@@ -418,10 +418,10 @@ def load(path="pretrained", device=None):
     file = read(path, "weights")
     try:
         model = Model(**file["model_args"])
+        model.trained = file["trained"]
     except (KeyError, TypeError) as error:
         raise data.Error(f"{path} is of another version of {NAME}.py: {data.one_line(error)}", 1) from None
     fill(model, file["weights"], path)
-    model.trained = file["trained"]
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
 

@@ -51,6 +51,8 @@ def load(source="bloodmnist", root=None, split="all", size=None):
     "test" or "all". size: side of the images; None: 28, or what an .npz has; 0: pictures at their own size.
     Of an image's several findings (ChestMNIST) the first counts, from 1. Raises Error."""
     choose("split", split, (*SPLITS, "all"))
+    if size and size not in range(16, 257, 4):
+        raise Error(f"--size {size}: it can be 16, 20 .. 256")
     if source not in (*NAMES, "demo") and Path(source).is_dir():
         return load_folder(Path(source), split, 28 if size is None else size)
     path = locate(source, root, size or 28)
@@ -334,11 +336,12 @@ def atomic(path):
             file.flush()
             os.fsync(file.fileno())
         replace(tmp, path)
-    except RuntimeError as error:  # torch.save hides a full disk and Ctrl-C behind an error of its own
-        cause = error.__context__
-        raise cause if isinstance(cause, (OSError, KeyboardInterrupt)) else error from None
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):  # torch.save hides a full disk and Ctrl-C behind one of its own
+            error = error.__context__ or error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+        raise error from None
     finally:
         tmp.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """FID (Fréchet Inception Distance; Heusel et al., 2017), KID, precision and recall of two sets of images.
 
 Inception v3 turns an image into a vector of features, as in pytorch-fid. The FID is the distance of two
-clouds of such vectors, 0 for equal ones. Images have one range: uint8, or floats in [0, 1].
+clouds of such vectors. Images have one range: uint8, or floats in [0, 1].
 
     python fid.py samples.npz bloodmnist                   two sets: names, .npz files, folders of pictures
     python fid.py samples cells --size 28 --split test     folders, read as training reads them
@@ -31,18 +31,20 @@ import data
 
 LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
 SIZES = {64: ("Conv2d_3", 29024), 192: ("M", 173472), 768: ("Mixed_7", 8984672), 2048: ("N", 21820000)}
-# up to that block, whose layers come before this name in the alphabet, there are so many values
+# so many values are in the layers up to it, whose names come before this one in the alphabet
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
 MEASURES = ("fid", "kid", "precision", "recall")
+FP32 = [(torch.backends.cudnn, "allow_tf32", False)]
+if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9, where the old switch can raise
+    FP32 = [(part.conv, "fp32_precision", "ieee") for part in (torch.backends.cudnn, torch.backends.mkldnn)]
 
 
 # ---- the measures, of features (N, D) ----
 
 def frechet_distance(mu1, sigma1, mu2, sigma2):
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), Dowson & Landau 1982; never below 0.
-
     mu: (D,), sigma: (D, D). Raises Error for other shapes, NaN and infinity."""
     mu1, mu2 = (x.astype(np.float64) for x in np.atleast_1d(mu1, mu2))
     sigma1, sigma2 = (x.astype(np.float64) for x in np.atleast_2d(sigma1, sigma2))
@@ -50,7 +52,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     if shapes != [(len(mu1),), (len(mu1), len(mu1))] * 2:
         raise data.Error(f"means and covariances of shapes {shapes} do not go together")
     if not all(np.isfinite(x).all() for x in (mu1, sigma1, mu2, sigma2)):
-        raise data.Error("a mean or a covariance has NaN or infinity")
+        raise data.Error("a mean or a covariance holds NaN or infinity")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the next lines deal with a singular product
         covmean = sqrtm(sigma1 @ sigma2)
@@ -81,10 +83,10 @@ def warn(text):
 def kernel_distance(a, b, subsets=100, size=1000, seed=0):
     """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD with
     the kernel (x·y / D + 1)^3. A subset is at most half of the images, so that the subsets differ."""
-    wanted, size = size, min(size, *(max(2, len(z) // 2) for z in (a, b)))
-    if size < wanted:
-        warn(f"KID over subsets of {size}, not {wanted}: half of the images")
-    rng, values = np.random.default_rng(seed), []
+    most = max(2, min(len(a), len(b)) // 2)
+    if most < size:
+        warn(f"KID over subsets of {most}, not {size}: half of the images")
+    rng, size, values = np.random.default_rng(seed), min(size, most), []
     for _ in range(subsets):
         x, y = (torch.as_tensor(z[rng.choice(len(z), size, replace=False)]).double() for z in (a, b))
         xx, yy, xy = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
@@ -94,8 +96,8 @@ def kernel_distance(a, b, subsets=100, size=1000, seed=0):
 
 
 def precision_recall(real, fake, k=3, block=1000):
-    """Shares of the fake within the real manifold, and of the real within the fake one (Kynkäänniemi et al.,
-    2019). A manifold: balls around the points, out to their k-th neighbours. Raises Error for k images."""
+    """Shares of the fake within the real manifold and of the real within the fake one (Kynkäänniemi et al.,
+    2019): balls around the points, each out to its k-th neighbour. Raises Error for k images or fewer."""
     real, fake = (torch.as_tensor(x).float() for x in (real, fake))
     if min(len(real), len(fake)) <= k:
         raise data.Error(f"precision and recall need more than {k} images: {len(real)}, {len(fake)}")
@@ -117,8 +119,8 @@ def measures(real, fake):
 # ---- the network ----
 
 class FIDPool:
-    """TensorFlow's pooling in a block of torchvision's, as pytorch-fid found it: averages leave out the padding,
-    and the last block, which takes in 2048 channels, has the maximum (a slip, but part of the measure)."""
+    """TensorFlow's pooling in torchvision's blocks, as pytorch-fid found it: averages leave out the padding,
+    and the last block, of 2048 channels, takes the maximum, a slip that became part of the measure."""
 
     def _forward(self, x):
         pooled = (F.max_pool2d(x, 3, stride=1, padding=1) if x.shape[1] == 2048 else
@@ -129,9 +131,9 @@ class FIDPool:
 def network(dims=2048, weights="fid", device=None):
     """Inception v3 up to the block of `dims` features: float (B, 3, 299, 299) in [-1, 1] -> (B, dims, h, w).
 
-    weights: "fid", "imagenet" (with torchvision's pooling) or a file with torchvision's names. In eval mode,
-    with the BatchNorm folded. Attributes: dims, weights (the file's name or theirs), sha256. Raises Error."""
-    from torchvision.models import inception as v3  # takes two seconds: only who measures waits for them
+    weights: "fid", "imagenet" (with torchvision's pooling) or a file with torchvision's names. BatchNorm is
+    folded in. Attributes: dims, weights (a name), sha256 (of a file, else the name). Raises Error."""
+    from torchvision.models import inception as v3  # here alone: it takes seconds
     state, net = read_weights(weights, dims), nn.Sequential()
     a, c, e = (type("FID", (FIDPool, block), {}) for block in (v3.InceptionA, v3.InceptionC, v3.InceptionE))
     blocks = [v3.BasicConv2d, a, v3.InceptionB, c, v3.InceptionD, e, None] if weights != "imagenet" else None
@@ -151,21 +153,20 @@ def network(dims=2048, weights="fid", device=None):
 
 
 def read_weights(weights, dims):
-    """A state dict with the layers for `dims` features; "fid" and "imagenet" are downloaded. Raises Error."""
+    """A state dict with the layers for `dims` features. Downloads "fid" and "imagenet" once. Raises Error."""
     data.choose("dims", dims, LAST)
     end, wanted = SIZES[dims]
-    try:
+    place = URLS.get(weights, weights)
+    try:  # not data.read_torch, which refuses the old format of pytorch-fid's file
         if weights in URLS:
-            state = torch.hub.load_state_dict_from_url(URLS[weights], map_location="cpu", check_hash=True,
-                                                       weights_only=True)
-        else:  # not data.read_torch: pytorch-fid's file has an old format
+            state = torch.hub.load_state_dict_from_url(place, None, "cpu", check_hash=True, weights_only=True)
+        else:
             state = torch.load(weights, "cpu", weights_only=True)
-        size = sum(v.numel() for k, v in state.items() if "C" <= k < end and "num_batches" not in k)
-    except Exception as error:  # torch.load meets foreign bytes with a dozen types
-        raise data.Error(f"no weights in {URLS.get(weights, weights)} ({data.one_line(error).split('. ')[0]}); "
-                         "name a file with --weights", 1) from error
+        size = sum(v.numel() for k, v in state.items() if "C" < k < end and "num_batches" not in k)
+    except Exception as error:  # torch meets foreign bytes with a dozen types
+        raise data.Error(f"no weights in {place} ({error!r:.60}); name a file with --weights", 1) from error
     if size != wanted:
-        raise data.Error(f"{weights} has {size} values up to {LAST[dims]}; --dims {dims} needs {wanted}", 1)
+        raise data.Error(f"{weights}: {size} values up to {LAST[dims]}; --dims {dims} needs {wanted}", 1)
     return state
 
 
@@ -174,14 +175,14 @@ def read_weights(weights, dims):
 def check_images(images):
     """Arrays or tensors (N, C, H, W) or (N, H, W, C), C 1 or 3, or grey (N, H, W) -> a tensor (N, C, H, W),
     uint8 or float32 in [0, 1]. Raises Error for all else: images in [-1, 1] would give a wrong figure."""
-    try:  # "W", "C": torch takes no read-only and no mirrored arrays
-        x = images if torch.is_tensor(images) else torch.from_numpy(np.require(images, None, "CW"))
-    except (TypeError, ValueError) as error:
+    try:
+        x = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise data.Error(f"images are no array: {data.one_line(error)}") from None
     shape, x = tuple(x.shape), x[:, None] if x.ndim == 3 else x
     first, last = (x.ndim == 4 and x.shape[i] in (1, 3) for i in (1, 3))
     if x.numel() == 0 or first == last:
-        raise data.Error(f"images are {shape}, not clearly (N, C, H, W), (N, H, W, C), with C 1 or 3, or (N, H, W)")
+        raise data.Error(f"images are {shape}, not clearly (N, C, H, W), (N, H, W, C) or (N, H, W), C 1 or 3")
     x = x if first else x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8:
         return x
@@ -191,27 +192,17 @@ def check_images(images):
     return x.float()
 
 
-@contextlib.contextmanager
-def full_precision():
-    """Convolutions in fp32, whatever the program allows: TF32 and bf16 would round the features."""
-    cudnn = torch.backends.cudnn
-    switches, name, value = [cudnn], "allow_tf32", False
-    if hasattr(cudnn, "conv"):  # since torch 2.9, where the old switch can raise
-        switches, name, value = [cudnn.conv, torch.backends.mkldnn.conv], "fp32_precision", "ieee"
-    with contextlib.ExitStack() as stack:
-        for switch in switches:
-            stack.callback(setattr, switch, name, getattr(switch, name))
-            setattr(switch, name, value)
-        yield
-
-
 @torch.inference_mode()
 def features(images, net):
     """Inception features float32 (N, dims) of images as check_images() takes them. Input as in pytorch-fid:
     [0, 1], bilinear to 299 x 299, then [-1, 1]; in fp32. Raises Error."""
     images, device, found = check_images(images), next(net.parameters()).device, []
     batch = 100 if device.type == "cuda" else 8  # 8 fit a CPU's cache
-    with full_precision(), torch.autocast(device.type, enabled=False):
+    with contextlib.ExitStack() as stack:  # whatever the program allows, nothing is rounded to TF32 or bf16
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        for switch, name, value in FP32:
+            stack.callback(setattr, switch, name, getattr(switch, name))
+            setattr(switch, name, value)
         for x in data.progress(images.split(batch), "Inception"):
             x = x.to(device).float() / (255 if x.dtype == torch.uint8 else 1)
             x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -245,22 +236,21 @@ def how_many(wanted, there):
     if not 4 <= n <= there:
         raise data.Error(f"--fid-samples {n}: there are {there} real images; precision and recall need 4")
     if n < 10000 and not wanted:
-        print(f"--fid-samples {n}: there are no more real images, the protocol takes 10000")
+        print(f"--fid-samples {n}: there are no more, the protocol takes 10000")
     return n
 
 
 def check(n, wanted, dims, weights):
-    """Raises Error before a training for what measuring would: too few real images, weights without layers."""
+    """Raises Error, before a training, for too few real images and for weights without the layers."""
     how_many(wanted, n)
     read_weights(weights, dims)
 
 
 def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
-    """`runs` draws on one model. Run k, with seed 100 k, compares n real images drawn without replacement with
-    the n of draw(n, seed), uint8 (n, C, H, W), and with n other real ones: the floor, which perfect samples
-    score. Where there are none, the floor is that of two halves.
-
-    Prints a line a run, returns a dict for JSON, keeps the real features in `folder`. Raises Error."""
+    """`runs` draws on one model. Run k, with seed 100 k, compares n real images, drawn without replacement,
+    with the n of draw(n, seed), uint8 (n, C, H, W), and with n other real ones: the floor, which perfect
+    samples score. Where no others are left, it is that of two halves. Prints a line a run, returns a dict
+    for JSON, keeps the real features in `folder`. Raises Error."""
     net, real, n = network() if net is None else net, check_images(real), how_many(n, len(real))
     draws, rows, floors = {}, [], []
     for seed in range(100, 100 * runs + 1, 100):
@@ -269,20 +259,18 @@ def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
         draws[seed] = chosen, rng.permutation(np.setdiff1d(np.arange(len(real)), chosen))[:n]
     needed = np.unique(np.concatenate(sum(draws.values(), ())))
     kept = np.zeros((len(real), net.dims), np.float32)
+    kept[needed] = kept_features(real[needed], net, folder)
     for seed, (chosen, others) in draws.items():
         began = time.time()
         images, drawn = draw(n, seed), time.time()
         if images.shape != (n, *real.shape[1:]):
             raise data.Error(f"drawn are {[*images.shape]}, the real ones {[n, *real.shape[1:]]}")
-        if not rows:  # once the shape is known to fit
-            kept[needed] = kept_features(real[needed], net, folder)
-        measuring = time.time()
-        row = {"seed": seed, **measures(kept[chosen], features(images, net)), "sampling_seconds": drawn - began}
-        rows.append(row | {"measuring_seconds": time.time() - measuring})
+        rows.append({"seed": seed, **measures(kept[chosen], features(images, net)),
+                     "sampling_seconds": drawn - began, "measuring_seconds": time.time() - drawn})
         a, b = (chosen, others) if len(others) > 3 else (chosen[: n // 2], chosen[n // 2 : n // 2 * 2])
         if len(a) > 3:
             floors.append(measures(kept[a], kept[b]))
-        print(f"seed {seed}: " + "  ".join(f"{k} {row[k]:.4g}" for k in MEASURES), flush=True)
+        print(f"seed {seed}: " + "  ".join(f"{k} {rows[-1][k]:.4g}" for k in MEASURES), flush=True)
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "scipy")}
     return {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256,
             "images": n, "of": len(real), "others": len(others), "runs": rows,
@@ -294,11 +282,13 @@ def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
 
 def text(result):
     """What protocol() found, in lines."""
-    n, (a, _) = result["images"], result["floor_images"]
-    lines = [f"{len(result['runs'])} x {n} of {result['of']} images, {result['dims']} features, "
-             f"weights {result['weights']}"]
-    for title, key in ("drawn", "drawn"), ("floor" if a == n else f"floor (two halves of {n})", "floor"):
-        lines += [f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in result[key].items())]
+    n, halves = result["images"], result["floor_images"][0] < result["images"]
+    lines = [f"{len(result['runs'])} x {n} of {result['of']} images, {result['dims']} features, weights "
+             + result["weights"]]
+    floor = f"floor (two halves of {n})" if halves else "floor"
+    for title, values in (("drawn", result["drawn"]), (floor, result["floor"])):
+        if values:
+            lines.append(f"{title}: " + "  ".join(f"{k} {v['text']}" for k, v in values.items()))
     return "\n".join(lines)
 
 
@@ -310,9 +300,8 @@ def summary(values):
 
 def machine(device):
     """A GPU's name or "cpu (1 threads)"; of two processes "2 x cpu (1 threads)"."""
-    device = torch.device(device)
     name = f"{device} ({torch.get_num_threads()} threads)"
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     n = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     return f"{n} x {name}" if n > 1 else name
@@ -323,32 +312,30 @@ def machine(device):
 def get_args(argv=None):
     p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
     p.error, add = data.refuse, p.add_argument
-    add("a", metavar="A", help="a MedMNIST name, demo, a folder of pictures, an .npz of images or statistics")
+    add("a", metavar="A", help="a MedMNIST name, demo, an .npz of images or statistics, or a folder")
     add("b", metavar="B", nargs="?", help="the set to compare with: the real one of the two")
-    add("--size", type=data.number(int, 16, 256), metavar="N",
-        help="read pictures as training does, as squares of N x N pixels; else as they are")
-    add("--split", choices=(*data.SPLITS, "all"), default="all",
-        help="part of B, and of A if it has splits, or stands alone (samples.npz has none)")
+    add("--size", type=data.number(int, 16, 256), metavar="N", help="read pictures as training does, N x N")
+    add("--split", choices=(*data.SPLITS, "all"), default="all", help="part of B, and of A if it has parts")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dims", type=int, choices=tuple(LAST), default=2048, help="features of the FID")
     add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
-    add("--save-stats", type=Path, metavar="FILE", help="no B: write A's mean and covariance to a new .npz")
-    add("--json", action="store_true", help="print all that there is to know, as JSON")
+    add("--save-stats", type=Path, metavar="FILE", help="write mean and covariance of A to a new .npz")
+    add("--json", action="store_true", help="print all there is to know, as JSON")
     args = p.parse_args(argv)
     if (args.b is None) == (args.save_stats is None):
         p.error("name a set B to compare with, or --save-stats FILE")
     if args.save_stats and (args.save_stats.suffix != ".npz" or args.save_stats.exists()):
-        p.error(f"--save-stats {args.save_stats} is not the name of a new .npz file")
+        p.error(f"--save-stats {args.save_stats}: not a new .npz file")
     return args
 
 
 def read(source, args, last):
-    """Images (N, C, H, W), or the arrays of a file of statistics, a dict."""
+    """Images (N, C, H, W), or a dict of the arrays in a file of statistics."""
     splits = True
     with contextlib.suppress(Exception):  # no .npz, or a broken one, of which data.load speaks
         with np.load(source, allow_pickle=False) as file:
-            if {"mu", "sigma"} <= {*file}:
+            if "mu" in file and "sigma" in file:
                 return dict(file)
             splits = "images" not in file
     if source not in data.NAMES and Path(source).is_dir():
@@ -364,13 +351,13 @@ def main(argv=None):
     sources = [args.a, args.b] if args.b else [args.a]
     sets = [read(source, args, source is sources[-1]) for source in sources]
     images = [x for x in sets if torch.is_tensor(x)]
-    sizes = [f"{x.shape[3]} x {x.shape[2]}" for x in images]
+    sizes = ["{3} x {2}".format(*x.shape) for x in images]
     if len({*sizes}) > 1:
         raise data.Error(f"A has images of {sizes[0]}, B of {sizes[1]}; --size 28 reads both alike")
     net = network(args.dims, args.weights, args.device) if images else None
     made = {net.sha256 if torch.is_tensor(x) else str(x.get("weights", "")) for x in sets} - {""}
     if len(made) > 1:
-        raise data.Error(f"{args.a} and {args.b} were made with other weights")
+        raise data.Error("A and B were made with other weights")
 
     def moments(x):
         return statistics(kept_features(x, net)) if torch.is_tensor(x) else (x["mu"], x["sigma"])
@@ -378,13 +365,13 @@ def main(argv=None):
         mu, sigma = (v.astype(np.float32) for v in moments(sets[0]))
         with data.atomic(args.save_stats) as file:
             return np.savez_compressed(file, mu=mu, sigma=sigma, weights="".join(made))
+    line = "FID {fid:.4g}"
     if len(images) == 2:
         fake, real = (kept_features(x, net) for x in images)
         result = measures(real, fake)
-        line = "FID {fid:.4g}  KID {kid:.4g} ± {kid_std:.2g}  precision {precision:.4g}  recall {recall:.4g}"
+        line += "  KID {kid:.4g} ± {kid_std:.2g}  precision {precision:.4g}  recall {recall:.4g}"
     else:
         result = {"fid": frechet_distance(*moments(sets[0]), *moments(sets[1]))}
-        line = "FID {fid:.4g}"
     result |= {"a": args.a, "b": args.b, "split": args.split}
     if images:
         result |= {"images": [*map(len, images)], "size": [*images[0].shape[2:]], "dims": net.dims,

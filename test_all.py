@@ -1000,8 +1000,9 @@ def test_guidance_moves_away_from_what_the_guide_says():
 def test_attention_compiles_on_a_cpu():
     attention, x = ddpm.Attention(64), torch.randn(2, 64, 4, 4, requires_grad=True)
     nn.init.normal_(attention.out.weight)
-    torch.testing.assert_close(torch.compile(attention)(x), attention(x))
-    torch.compile(attention)(x).sum().backward()
+    compiled = torch.compile(attention)(x)
+    torch.testing.assert_close(compiled, attention(x))
+    compiled.sum().backward()
 
 
 @needs_data
@@ -1022,66 +1023,75 @@ def test_losses_fall_on_real_cells(tmp_path, script, n, epochs, column, own):
 
 @each_script
 def test_train_measure_and_draw(script, tmp_path, small, stem_file, capsys):
-    out = tmp_path / "runs" / "a"
+    out, other = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
     measure = f"--fid-runs 2 --fid-samples 40 --dims 64 --weights {stem_file}"
-    call(script, f"--data {small} --epochs 2 --out {out} --classes {SMALL[script]} {measure}")
-    text = capsys.readouterr().out
-    assert re.match(r".*112 images of \[3, 28, 28\]; [\d.]+ M parameters; cpu, fp32; 0 of 2 epochs", text)
+    call(script, f"--data {small} --epochs 2 --out {out} --classes --balance 1 {SMALL[script]} {measure}")
+    text, (images, labels, kinds) = capsys.readouterr().out, data.load(small)
+    counts = labels.bincount().tolist()
+    listed = ", ".join(f"{name} {count}" for name, count in zip(kinds, counts, strict=True))
+    assert f"112 images of [3, 28, 28]; 8 classes: {listed}\n" in text
+    steps = 2 if script is dcgan else 1
+    assert re.search(rf"\d M parameters; cpu, fp32; {steps} steps an epoch, {2 * steps} in all; 0 of 2", text)
     names, rows = log(out)
     assert names == ["epoch", *script.LOSSES, "seconds", "images/s"] and [row[0] for row in rows] == [1, 2]
-    assert np.isfinite(rows).all() and text.count("\nepoch ") == 2
+    assert np.isfinite(rows).all() and len(re.findall(r"\nepoch \d .* \d+ minutes left", text)) == 2
     model, result = saved(out / "model.pt"), measured(out)
     assert model["script"] == script.NAME and model["trained"]["epochs"] == 2
-    assert [*model["model"]["classes"].values()] == data.load(small)[1].bincount().tolist()
+    assert model["trained"]["of"] == data.describe(images, labels, kinds)
+    assert model["trained"]["on"] == f"cpu ({torch.get_num_threads()} threads)"
+    assert [*model["model_args"]["classes"].values()] == counts  # whatever --balance: it draws as in the data
     values = [r["fid"] for r in result["runs"]]
     assert [r["seed"] for r in result["runs"]] == [100, 200] and result["images"] == result["others"] == 40
     assert result["drawn"]["fid"]["mean"] == approx(np.mean(values))
     assert result["drawn"]["fid"]["std"] == approx(np.std(values, ddof=1))
     assert result["floor"]["fid"]["mean"] < result["drawn"]["fid"]["mean"]
-    for said in (f"drawn: fid {result['drawn']['fid']['text']}  kid", "floor: fid", f"against {small} all 28",
+    for said in (f"drawn: fid {result['drawn']['fid']['text']}  kid", "floor: fid", f"against {small}, all",
                  "64 features, weights stem.pth"):
         assert said in text
-    assert result["data"] == small and result["command"].startswith("python")
+    assert result["data"] == small and result["size"] == 28 and result["command"].startswith("python")
 
     # measured again, from the file: the same, even where the kept features are spoilt
     (kept,) = (tmp_path / "runs").glob("features-64-*.npy")
-    assert np.load(kept).shape == (112, 64)
     kept.write_bytes(kept.read_bytes()[:100])
-    call(script, f"--ckpt {out / 'model.pt'} {measure} --out {tmp_path / 'runs' / 'new'} {FEW[script]}")
-    again = measured(tmp_path / "runs" / "new")
+    call(script, f"--ckpt {out / 'model.pt'} {measure} --out {other} {FEW[script]}")
+    again = measured(other)
     assert [r["fid"] for r in again["runs"]] == approx(values, rel=1e-5) and again["data"] == small
+    refused("another run", script, f"--ckpt pretrained {measure} --out {out} {FEW[script]}")
+    assert measured(out) == result
 
     call(script, f"--sample 10 --out {out} --seed 5 {FEW[script]}")
-    assert samples(out)["images"].shape == (10, 28, 28, 3) and samples(out)["images"].dtype == np.uint8
-    with raises(data.UsageError, match="holds samples.*--overwrite"):
-        call(script, f"--sample 10 --out {out} {FEW[script]}")
+    drawn, few = samples(out), {"steps": 2} if script is ddpm else {}
+    assert drawn["images"].shape == (10, 28, 28, 3) and drawn["images"].dtype == np.uint8
+    net = script.load(out / "model.pt", "cpu")  # the labels of a samples.npz go back in
+    same = script.sample(net, 10, drawn["labels"], 5, "fp32", **few)
+    assert np.array_equal(same.permute(0, 2, 3, 1), drawn["images"])
+    refused("holds samples.*--overwrite", script, f"--sample 10 --out {out} {FEW[script]}")
     call(script, f"--sample 3 --label 3 --overwrite --out {out} {FEW[script]}")
     assert samples(out)["labels"].tolist() == [[3]] * 3
-    with raises(data.UsageError, match="label 8: it can be 0 0 or 1 1 or"):
-        call(script, f"--sample 3 --label 8 --overwrite --out {out} {FEW[script]}")
+    refused("label 8: it can be 0 0 or 1 1 or", script,
+            f"--sample 3 --label 8 --overwrite --out {out} {FEW[script]}")
 
 
-@pytest.mark.parametrize("script, n, stop, code", [
-    (cvae, 16, signal.SIGINT, 130), (dcgan, 10, signal.SIGTERM, -15), (ddpm, 5, signal.SIGKILL, -9)])
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, stop, code, tmp_path, small):
+@pytest.mark.parametrize("script, n, own, stop, code", [
+    (cvae, 30, "--classes --balance 0.5", signal.SIGINT, 130), (dcgan, 20, "--classes", signal.SIGTERM, -15),
+    (ddpm, 12, "--optimizer muon", signal.SIGKILL, -9)])
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, own, stop, code, tmp_path, small):
     """--resume after kill -9, SIGTERM and Ctrl-C at some moment ends with the bytes of a run in one go."""
-    command = f"--data {small} --split val --batch-size 4 --augment --epochs {n} {SMALL[script]} --dtype fp32"
-    command += " --device cpu" + " --optimizer muon" * (script is ddpm) + " --out"
-    a, b, env = tmp_path / "a", tmp_path / "b", os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = f"--data {small} --split val --batch-size 4 --augment --epochs {n} {SMALL[script]} {own}"
+    command += " --dtype fp32 --device cpu --out"
+    a, b, env = tmp_path / "a", tmp_path / "b", {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     script.main(words(command, a))
-    for resume in ("", "--resume"):
-        process = start(script, command, b, resume, env=env)
+    for again in (command, "--resume --device cpu --out"):  # with its own settings
+        process = start(script, again, b, first="data.SAVE_EVERY = 0", env=env)  # each epoch is saved
         process.stdout.readline()  # what is trained
-        while not (b / "ckpt.pt").exists():
+        while process.poll() is None and not (b / "ckpt.pt").exists():
             time.sleep(0.01)
-        for _ in range(np.random.default_rng(len(resume)).integers(2, 20)):
-            os.utime(b / "ckpt.pt", (0, 0))  # a minute has passed: the next epoch is saved
-            time.sleep(0.05)
+        time.sleep(np.random.default_rng(len(again)).uniform(0.1, 1))
         process.send_signal(stop)
         errors = process.communicate(timeout=100)[1]
-        assert process.returncode in (code, 0) and "Traceback" not in errors
-        assert process.returncode != 130 or "--resume" in errors.splitlines()[-1]
-    script.main(words(command, b, "--resume"))
+        assert process.returncode in (code, 0) and "Traceback" not in errors, errors
+        assert process.returncode != 130 or f"--resume --out {b}" in errors.splitlines()[-1]
+    script.main(words("--resume --device cpu --out", b))
     assert (b / "model.pt").read_bytes() == (a / "model.pt").read_bytes()
     assert [row[:-2] for row in log(b)[1]] == [row[:-2] for row in log(a)[1]]
     # ckpt.pt, written last, holds what model.pt does, a fitted prior included
@@ -1091,153 +1101,254 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, stop, code, t
 
 
 def test_what_resume_says_and_refuses(tmp_path, small, capsys):
-    def command(out, *more):
-        call(cvae, f"--data {small} --split val --out {tmp_path / out} {SMALL[cvae]}", *more)
-
-    command("a", "--epochs 1")
-    model = (tmp_path / "a" / "model.pt").read_bytes()
-    command("a", "--epochs 1 --resume")  # nothing to do
+    out, resume = tmp_path / "a", f"--resume --out {tmp_path / 'a'}"
+    first = f"--data {small} --split val --out {out} {SMALL[cvae]} --epochs"
+    call(cvae, first, 1)
+    model, result = (out / "model.pt").read_bytes(), out / "fid.json"
+    result.write_text("{}")
+    call(cvae, resume)  # nothing to do
     assert "1 of 1 epochs done" in capsys.readouterr().out
-    assert model == (tmp_path / "a" / "model.pt").read_bytes()
-    command("a", "--epochs 3 --resume")  # more epochs
-    assert len(log(tmp_path / "a")[1]) == 3
-    with raises(data.UsageError, match="lr 0.001 then, 0.5 now"):
-        command("a", "--epochs 4 --resume --lr 0.5")
-    with raises(data.UsageError, match="--resume.*--overwrite"):
-        command("a", "--epochs 1")
-    with raises(FileNotFoundError, match="new/ckpt.pt"):
-        command("new", "--resume")
-    (tmp_path / "a" / "fid.json").write_text("{}")
-    command("a", "--epochs 1 --overwrite --seed 1")  # and nothing of the old run stays
-    assert len(log(tmp_path / "a")[1]) == 1 and not (tmp_path / "a" / "fid.json").exists()
-    assert saved(tmp_path / "a" / "ckpt.pt")["settings"]["seed"] == 1
+    assert model == (out / "model.pt").read_bytes() and result.exists()
+    call(cvae, resume, "--epochs 3")  # more epochs, whose model has not been measured
+    assert len(log(out)[1]) == 3 and not result.exists()
+    call(cvae, resume)
+    assert "3 of 3 epochs done" in capsys.readouterr().out
+    refused("lr 0.001 then, 0.5 now", cvae, resume, "--epochs 4 --lr 0.5")
+    refused("latent_dim 8 then, 64 now.*kl_weight 1.0 then, 0.75 now", cvae, resume, "--paper")
+    refused("--resume.*--overwrite", cvae, first, 1)
+    refused("new/ckpt.pt", cvae, "--resume --out", tmp_path / "new", code=1)
+    result.write_text("{}")
+    call(cvae, first, "1 --overwrite --seed 1")  # and nothing of the old run stays
+    assert len(log(out)[1]) == 1 and not result.exists()
+    assert saved(out / "ckpt.pt")["settings"]["seed"] == 1
 
 
-def test_epochs_are_saved_a_minute_apart_and_at_the_end(tmp_path, small):
-    """An interruption costs the epoch under way and a minute."""
-    found, now, save = [], [0.0], data.save
+def test_a_run_knows_its_data(folder, tmp_path):
+    """--resume with classes that were renamed or added, or with other pictures, would exchange the labels."""
+    run, lymphocyte = f"--resume --epochs 2 --out {tmp_path / 'run'}", folder / "lymphocyte"
+    call(cvae, f"--data {folder} --classes --epochs 1 --out {tmp_path / 'run'} {SMALL[cvae]}")
+    lymphocyte.rename(folder / "zymphocyte")
+    refused(r"classes .*'lymphocyte': 10.* then, .*'zymphocyte': 10.* now", cvae, run)
+    (folder / "zymphocyte").rename(lymphocyte)
+    save_pictures(folder / "new", [grey(1)])
+    refused("'new': 1", cvae, run)
+    shutil.rmtree(folder / "new")
+    shutil.copy(lymphocyte / "2.png", lymphocyte / "0.png")
+    refused("sha256", cvae, run)
+    Image.fromarray(grey(0, (40, 36))).save(lymphocyte / "0.png")
+    call(cvae, run, "--data", folder.rename(tmp_path / "moved"))  # by another path it is the same set
+    assert len(log(tmp_path / "run")[1]) == 2
+    for k, names in enumerate((["a", "b"], ["b", "a"])):  # as many of each
+        change = {f"{s}_labels": (np.arange(4) % 2)[:, None] for s in data.SPLITS} | {"class_names": names}
+        path = fake_set(tmp_path / "x.npz", (4, 4, 4), change=change)
+        if k:
+            refused("classes.* then, .* now", cvae, "--resume --epochs 2 --out", tmp_path / "npz")
+        else:
+            call(cvae, f"--data {path} --classes --epochs 1 --out {tmp_path / 'npz'} {SMALL[cvae]}")
 
-    def later(path, write):
-        save(path, write)
-        if path.name == "ckpt.pt":
-            os.utime(path, (now[0], now[0]))
-            found.append(len(saved(path)["rows"]))
-        now[0] += 25 if path.name == "log.csv" else 0  # an epoch
 
-    def clock():
-        now[0] += 0.001
-        return now[0]
+def test_epochs_are_saved_a_minute_apart_and_at_the_end(tmp_path, small, monkeypatch):
+    """An interruption costs the epoch under way and a minute, whatever the clock of the file server says."""
+    found, now, save, log_it = [], [0.0], cvae.save_checkpoint, cvae.log
 
-    with mock.patch.object(data, "save", later), mock.patch.object(time, "time", clock):
-        call(cvae, f"--data {small} --split val --batch-size 4 --epochs 7 --out {tmp_path} {SMALL[cvae]}")
+    def later(args, state, rows, about):
+        save(args, state, rows, about)
+        os.utime(args.out / "ckpt.pt", (4e9, 4e9))
+        found.append(len(rows))
+
+    def an_epoch(*args):
+        now[0] += 25
+        log_it(*args)
+
+    monkeypatch.setattr(cvae, "save_checkpoint", later)
+    monkeypatch.setattr(cvae, "log", an_epoch)
+    monkeypatch.setattr(cvae, "time", mock.Mock(time=time.time, monotonic=lambda: now[0]))
+    call(cvae, f"--data {small} --split val --batch-size 4 --epochs 7 --out {tmp_path} {SMALL[cvae]}")
     assert found == [0, 3, 6, 7]
+
+
+@pytest.mark.parametrize("script", [cvae, ddpm])
+def test_the_loss_on_the_val_part_is_logged_with_the_same_noise_each_epoch(script, tmp_path, small):
+    call(script, f"--data {small} --split train --lr 0 --epochs 2 --out {tmp_path} {SMALL[script]}")
+    names, rows = log(tmp_path)
+    first, second = (row[names.index("val_loss")] for row in rows)
+    assert first == second and rows[0][1] != rows[1][1]
+    x, net = script.to_model(data.load(small, split="val")[0]), script.load(tmp_path / "model.pt", "cpu")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        if script is cvae:
+            expected = cvae.objective(net, x, None)[0]
+        else:
+            t = torch.randint(3, (8,))
+            expected = net.diffusion.loss(net.net, x, t, torch.randn_like(x))
+    assert first == approx(expected.item(), rel=1e-4)
 
 
 @each_script
 def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
-    with raises(ValueError, match=f"{script.LOSSES[0]}.*(nan|inf).* at epoch [12], step"):
-        call(script, f"--data {small} --out {tmp_path} {SMALL[script]} --lr 1e+30 --batch-size 16 --epochs 9")
+    run = f"--data {small} --out {tmp_path} {SMALL[script]} --lr 1e+30 --batch-size 16 --epochs 9"
+    refused(f"'epoch': [12], '{script.LOSSES[0]}'.*(nan|inf).*--lr", script, run, code=1)
     assert not (tmp_path / "model.pt").exists()
 
 
 BAD_USAGE = """--epochs 0; --epochs many; --epochs 1000000000000000000; --lr -1; --lr nan; --batch-size 1.5
---batch-size 0; --seed -1; --size 29; --fid-runs -1; --fid-samples 1; --split none; --sample 0; --dims 100
---sample 1000000000000; --dtype fp64; --weights; --device cuda:77; --device abacus; --frobnicate
---png does nothing; --label 6 does nothing; --ckpt x.pt does nothing; --sample 4 --epoch 3
---sample 4 --resume; --sample 4 --lr 0.1 does nothing where nothing is trained
---ckpt x.pt --fid-runs 1 --lr 0.1 does nothing where nothing is trained
---ckpt x.pt --fid-runs 1 --label 6 does nothing without --sample"""
+--batch-size 0; --seed -1; --size 8; --fid-runs -1; --fid-samples 1; --split none; --sample 0; --dims 100
+--sample 1000000000000; --dtype fp64; --weights; --device cuda:77; --device abacus; --frobnicate; --balance 2
+--sample 4 --epoch 3"""
 BAD_USAGE = [(line, SCRIPTS) for line in re.split("; |\n", BAD_USAGE)] + [
     ("--kl-weight nan", [cvae]), ("--prior flat", [cvae]), ("--start 4", [dcgan]), ("--ema 2", [dcgan, ddpm]),
-    ("--timesteps 1", [ddpm]), ("--steps 501", [ddpm]), ("--eta 1.1", [ddpm]), ("--unet x", [ddpm])]
+    ("--timesteps 1", [ddpm]), ("--fid-runs 1 --steps 501", [ddpm]), ("--eta 1.1", [ddpm]), ("--unet x", [ddpm])]
 
 
 @pytest.mark.parametrize("line, scripts", BAD_USAGE)
-def test_bad_usage_is_one_line_and_exit_2_before_anything_is_written(line, scripts, tmp_path, capsys):
-    """A command line with what is said of its last flag."""
-    argv, *said = line.split(" does ")
-    last = re.findall(r"--[a-z-]+", argv)[-1]
+def test_bad_usage_is_told_in_a_line_before_anything_is_written(line, scripts, tmp_path):
+    last = re.findall(r"--[a-z-]+", line)[-1]
     for script in scripts:
-        with raises(SystemExit) as stop:
-            script.main(words(argv, "--out", tmp_path / "out"))
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and " does ".join([last, *said]) in error
-        assert "--help" in error and error.count("\n") == 1
+        with raises(data.Error, match=f"{last}.*--help") as error:
+            script.main(words(line, "--out", tmp_path / "out"))
+        assert "\n" not in str(error.value) and error.value.code == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_model_cannot_do_is_told_in_a_line(tmp_path, small):
-    call(ddpm, f"--data {small} --split val --epochs 1 --out {tmp_path / 'plain'} {SMALL[ddpm]}")
-    call(ddpm, f"--data {small} --split val --epochs 1 --out {tmp_path / 'alone'} --no-guide {SMALL[ddpm]}")
-    with raises(data.UsageError, match="guidance 1.0.*--no-guide"):
-        call(ddpm, f"--sample 2 --out {tmp_path / 'alone'} --steps 2 --guidance 1")
-    for flags, said in (("--label a", "label a.*--classes"),
-                        ("--steps 7", "steps 7.*has 3"), ("--data bloodmnist", "has learned .*small.npz")):
-        with raises(data.UsageError, match=said):
-            call(ddpm, f"--sample 2 --out {tmp_path / 'plain'} --steps 2", flags)
-    with raises(data.UsageError, match="dermamnist.*has learned bloodmnist"):  # not blood cells, silently
-        call(ddpm, f"--sample 2 --data dermamnist --out {tmp_path / 'none'}")
-    fails(cvae, 2, "eosinophil or 2 erythroblast", f"--sample 2 --label e --out {tmp_path / 'typo'}")
+def test_what_a_model_cannot_do_is_told_in_a_line(tmp_path, small, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call(ddpm, f"--data {small} --split val --epochs 1 --out plain {SMALL[ddpm]}")
+    call(ddpm, f"--data {small} --split val --epochs 1 --out alone --no-guide {SMALL[ddpm]}")
+    refused("guidance 1.0.*--no-guide", ddpm, "--sample 2 --out alone --steps 2 --guidance 1")
+    for flags, said in (("--label a", "label a.*--classes"), ("--steps 7", "steps 7.*3"),
+                        ("--data bloodmnist", "has learned .*small.npz")):
+        refused(said, ddpm, "--sample 2 --out plain --steps 2", flags)
+    refused("dermamnist.*has learned bloodmnist", ddpm, "--sample 2 --data dermamnist")  # not blood cells
+    fails(cvae, 2, "cvae.py: label e: it can be 1 eosinophil or 2 erythroblast", "--sample 2 --label e", cwd=tmp_path)
+
+
+@each_script
+def test_only_a_call_that_names_no_folder_and_no_model_takes_the_pretrained_one(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = f"--sample 2 {FEW[script]}"
+    refused("no lab/model.pt yet", script, draw, "--out lab")
+    call(script, draw, "--ckpt pretrained --out lab")
+    call(script, draw)
+    assert samples("lab")["images"].tobytes() == samples(f"out/{script.NAME}")["images"].tobytes()
+    Path(f"out/{script.NAME}/ckpt.pt").write_text("a training that has saved no model yet")
+    refused("model.pt yet", script, draw, "--overwrite")
 
 
 def test_what_the_fid_after_a_training_needs_is_checked_before_it(tmp_path, small, stem_file, capsys):
-    measure = f"--out {tmp_path} --fid-runs 1 --dims 64"
+    measure = f"--fid-runs 1 --dims 64 --out {tmp_path / 'a'}"
     common = f"--data {small} --epochs 1 {measure} {SMALL[cvae]}"
-    with raises(data.UsageError, match="--fid-samples 200: there are 112"):
-        call(cvae, f"{common} --fid-samples 200 --weights {stem_file}")
-    with raises(FileNotFoundError, match="none.pth"):
-        call(cvae, f"{common} --weights none.pth")
-    with raises(data.UsageError, match="need 4"):
-        call(cvae, f"{common} --fid-samples 2 --weights {stem_file}")
-    assert not (tmp_path / "ckpt.pt").exists()
-    call(cvae, f"{common} --split train --weights {stem_file}")  # as many as there are
-    assert "--fid-samples 96" in capsys.readouterr().out
-    big = fake_set(tmp_path / "big.npz", n=(60, 2, 2), size=32)
-    with raises(data.UsageError, match=r"\[3, 28, 28\].*\[3, 32, 32\]"):
-        call(cvae, f"{measure} --ckpt {tmp_path / 'model.pt'} --data {big} --weights {stem_file}")
+    refused("--fid-samples 200: there are 112", cvae, f"{common} --fid-samples 200 --weights {stem_file}")
+    refused("none.pth", cvae, f"{common} --weights none.pth", code=1)
+    assert not (tmp_path / "a" / "ckpt.pt").exists()
+    call(cvae, f"{common} --split val --weights {stem_file}")  # as many as there are
+    assert "--fid-samples 8" in capsys.readouterr().out
+    big = fake_set(tmp_path / "big.npz", n=(9, 8, 2), size=32)
+    measure += f" --data {big} --weights {stem_file} --ckpt {tmp_path / 'a' / 'model.pt'}"
+    refused(r"3, 28, 28\].*3, 32, 32\]", cvae, measure)
 
 
 @each_script
 def test_paper_sets_the_papers_settings_and_says_so(script, capsys):
     common = ["--device", "cpu", "--overwrite"]
     paper, own = script.get_args(["--paper", *common]), script.get_args(common)
-    printed = capsys.readouterr().out
-    changed = {k for k in vars(own) if vars(own)[k] != vars(paper)[k]} - {"paper", "given", "settings"}
+    printed = re.search("paper's settings: (.*)", capsys.readouterr().out)[1].split()
+    changed = {k for k in vars(own) if vars(own)[k] != vars(paper)[k]} - {"paper"}
     assert changed == set(script.PAPER)
-    assert all(f"--{k.replace('_', '-')} {v}" in printed for k, v in script.PAPER.items())
+    said = script.get_args([*printed, *common])  # flags that there are, with the values in force
+    assert vars(said) | {"paper": True} == vars(paper) and len(printed) == len(script.PAPER)
     assert script.get_args(["--paper", "--lr", "0.25", *common]).lr == 0.25  # what is given wins
+    assert "--lr=0.25" in capsys.readouterr().out or "lr" not in script.PAPER
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, fid])
-def test_help_explains_every_flag(script, capsys):
+def test_help_explains_every_flag_and_ends_with_the_commands_of_the_docstring(script, capsys):
     with raises(SystemExit):
         script.main(["--help"])
     text = capsys.readouterr().out
     assert "(default: None)" not in text and "(default: False)" not in text
     assert script is fid or "(default: 0)" in text
+    assert text.rstrip().endswith(script.__doc__.strip().splitlines()[-1])
 
 
-@each_script
-def test_the_plain_loop_trains_the_same_model(script):
-    """The tutorial's loop, with which bench.speed compares, sees each image once and its loss falls."""
-    images = bits(96, 3, 28, 28)
-    seen = torch.cat(list(speed.plain_loader(images, 32)))
-    assert sorted((255 * seen).round().sum((1, 2, 3)).tolist()) == sorted(images.sum((1, 2, 3)).tolist())
+def test_a_learners_slip_in_a_changed_loss_shows_its_line(tmp_path, small):
+    common = f"--data {small} --epochs 1 --out {tmp_path} {SMALL[cvae]}"
+    with mock.patch.object(cvae, "to_model", lambda images: int("a")), raises(ValueError) as error:
+        call(cvae, common)  # data.command() takes one line of an Error alone
+    assert not isinstance(error.value, data.Error)
+    with mock.patch.object(cvae, "LOSSES", ("loss", "nll")), raises(TypeError, match="3 losses.* 2: loss, nll"):
+        call(cvae, common, "--overwrite")
+
+
+def test_a_clusters_environment_does_not_make_a_script_a_part_of_a_run(tmp_path, small, monkeypatch):
+    common = f"--data {small} --epochs 1 {SMALL[cvae]} --out"
+    process = start(cvae, common, tmp_path / "a", env={"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+    process.communicate(timeout=100)
+    assert (tmp_path / "a" / "model.pt").exists()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for script in (cvae, dcgan):
+        refused("torchrun is for .* ddpm.py alone", script, f"--data {small} --out {tmp_path / 'b'}")
+
+
+def test_a_schedule_that_leaves_signal_at_the_end_says_how_much(tmp_path, small, capsys):
+    common = f"--data {small} --split val --overwrite --out {tmp_path} {SMALL[ddpm]} --timesteps 100"
+    for schedule, share in ("linear", "60%"), ("cosine", None):  # Ho et al. have 1,000 timesteps
+        with mock.patch.object(data, "batches", side_effect=KeyboardInterrupt), raises(KeyboardInterrupt):
+            call(ddpm, common, "--schedule", schedule)
+        found = re.search(r"(\S+) of the image is left", capsys.readouterr().out)
+        assert (found and found[1]) == share
+
+
+def test_init_takes_what_fits_and_the_rows_of_the_labels_by_name(tmp_path, capsys):
     torch.manual_seed(0)
-    assert speed.plain_training(script, images[:32], torch.device("cpu")) > 0
+    other = ddpm.DDPM((3, 28, 28), {"c": 4, "none": 0, "a": 4, "b": 4}, "tiny", True, 3, guide=True)
+    for p in other.parameters():
+        nn.init.normal_(p, 0, 0.1)
+    file = tmp_path / "other.pt"
+    trained = {"data": "x", "epochs": 9}
+    torch.save({"script": "ddpm", "model_args": other.model_args, "weights": other.state_dict(),
+                "trained": trained}, file)
+    change = {f"{s}_labels": (np.arange(12) % 4)[:, None] for s in data.SPLITS}
+    change["class_names"] = ["a", "b", "new", "none"]
+    path = fake_set(tmp_path / "x.npz", (12, 12, 12), change=change)
+    common = f"--data {path} --classes --epochs 1 --steps 2 --lr 0 --optimizer adam --init {file} --out"
+    call(ddpm, common, tmp_path / "a")  # which learns nothing
+    ours, theirs = saved(tmp_path / "a" / "model.pt")["weights"], other.state_dict()
+    for k, v in ours.items():
+        if k.endswith("label.weight"):
+            c, _, a, b = theirs[k]
+            v, theirs[k] = v[:3], torch.stack([a, b, (a + b + c) / 3])  # of "none" there was no image either
+        torch.testing.assert_close(v, theirs[k])
+    printed = capsys.readouterr().out
+    assert f"{len(ours)} of {len(ours)} tensors; new classes: new, none" in printed
+    grey = fake_set(tmp_path / "grey.npz", (12, 2, 2), channels=1)
+    call(ddpm, common, tmp_path / "b", f"--data {grey} --no-guide")  # the ends of the network are new
+    taken = saved(tmp_path / "b" / "model.pt")
+    assert taken["model_args"]["guide"] is False and taken["model_args"]["timesteps"] == 3
+    left = [k for k, v in taken["weights"].items() if v.shape != theirs[k].shape]
+    assert left and {k.split(".")[1] for k in left} <= {"label", "first", "last"}
+    assert torch.equal(taken["weights"]["net.middle.conv1.weight"], theirs["net.middle.conv1.weight"])
+    refused("none of its layers fits", ddpm, common, tmp_path / "c", "--unet baseline")
+    refused("cvae.pt is no model.pt of ddpm.py", ddpm, "--init", HERE / "checkpoints" / "cvae.pt", code=1)
+    file.unlink()
+    call(ddpm, "--resume --epochs 2 --out", tmp_path / "a")  # a run that has begun needs it no more
 
 
-def test_compile_falls_back_with_a_line_and_changes_nothing_else(capsys):
-    net, x = nn.Linear(4, 4), torch.randn(2, 4)
-    failure = torch._dynamo.exc.TorchDynamoException("no compiler\nfound")
-    with mock.patch.object(torch, "compile", lambda net, **kwargs: mock.Mock(side_effect=failure)):
-        forward = ddpm.compiled(net, "on", 10)
-        for _ in range(2):
-            assert torch.equal(forward(x), net(x))
-    assert capsys.readouterr().err == "torch.compile failed (no compiler); going on without it\n"
-    with raises(RuntimeError, match="shapes"):  # an error of the network's own stays one
-        forward(torch.randn(2, 5))
-    assert ddpm.compiled(net, "auto", 10**6) is net  # on a CPU it does not pay
+def test_the_papers_dcgan_takes_a_last_batch_of_one(tmp_path):
+    """BatchNorm has no statistics of one image: OrganAMNIST's train part has 270 x 128 + 1."""
+    path = fake_set(tmp_path / "x.npz", (31, 1, 1))
+    call(dcgan, f"--data {path} --paper --width 32 --batch-size 16 --epochs 1 --out {tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("script, own", [(cvae, ""), (dcgan, ""), (dcgan, "--paper --width 32"), (ddpm, "")])
+def test_pictures_of_any_side_can_be_learned_or_are_refused_in_a_line(script, own, folder, tmp_path):
+    for size in (16, 29, 50):
+        common = f"--data {folder} --size {size} --epochs 1 --out {tmp_path / str(size)} {SMALL[script]} {own}"
+        try:
+            call(script, common)
+        except data.Error as error:
+            assert f"--size {size}" in str(error)
+        else:
+            assert script.load(tmp_path / str(size) / "model.pt", "cpu").shape == (3, size, size)
 
 
 def test_disks_and_folders_that_take_no_checkpoint(tmp_path, small):
@@ -1257,8 +1368,7 @@ def test_disks_and_folders_that_take_no_checkpoint(tmp_path, small):
         out = tmp_path / "run"
         call(cvae, f"{common} --out {out}")
         before = (out / "ckpt.pt").read_bytes()
-        more = f"{common} --epochs 2 --device cpu --dtype fp32 --resume --out {out}"
-        fails(cvae, 1, "File too large", more, **full(10**6))
+        fails(cvae, 1, "File too large", f"--epochs 2 --device cpu --resume --out {out}", **full(10**6))
         assert (out / "ckpt.pt").read_bytes() == before and not list(out.glob("*.tmp"))
 
 
@@ -1274,20 +1384,6 @@ def test_sets_of_medmnist_plus(script, channels, tmp_path, stem_file):
     assert samples(tmp_path / "out")["images"].shape == (3, 64, 64, channels)
 
 
-@pytest.mark.parametrize("n", [9, 22])
-def test_processes_share_the_drawing(n):
-    """Two processes' halves of each round add up to what one process draws, the last round short."""
-    torch.manual_seed(0)
-    net, common = ddpm.UNet(unet="tiny", timesteps=6), dict(seed=7, steps=2, batch=4)
-    alone, halves = ddpm.sample(net, n, **common), []
-    with mock.patch.object(data, "WORLD", 2), mock.patch.object(ddpm.dist, "all_reduce"):
-        for rank in (0, 1):
-            with mock.patch.object(data, "RANK", rank):
-                halves.append(ddpm.sample(net, n, **common))
-    assert (halves[0].flatten(1).any(1) != halves[1].flatten(1).any(1)).all()
-    assert torch.equal(halves[0] + halves[1], alone)
-
-
 def torchrun(*argv):
     command = f"-m torch.distributed.run --nproc_per_node=2 --master_port={29500 + os.getpid() % 500}"
     command = [sys.executable, *words(command, HERE / "ddpm.py", *argv)]
@@ -1295,27 +1391,26 @@ def torchrun(*argv):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the last of 96 = 5 x 19 + 1 too
-    common = f"--data {small} --split train --epochs 2 --batch-size 19 --classes {SMALL[ddpm]} --device cpu "
+def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the last of 97 = 5 x 19 + 2 too
+    path = fake_set(tmp_path / "x.npz", (97, 8, 8))
+    common = f"--data {path} --split train --epochs 2 --batch-size 19 --classes {SMALL[ddpm]} --device cpu "
     common += "--optimizer muon --dtype fp32 --fid-runs 1 --fid-samples 50 --dims 64 "
     common += f"--weights {stem_file} --out"
     call(ddpm, common, tmp_path / "one")
     process = torchrun(common, tmp_path / "two")
     out, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
-    assert out.count("epoch 2 ") == 1  # one process speaks
-    one, two = (np.array(log(tmp_path / n)[1])[:, 1] for n in ("one", "two"))
-    np.testing.assert_allclose(one, two, atol=1e-4)
+    assert out.count("epoch 2 ") == out.count("drawn: fid") == 1  # one process speaks
+    (names, one), (_, two) = (log(tmp_path / n) for n in ("one", "two"))
+    assert "val_loss" in names
+    np.testing.assert_allclose(np.array(one)[:, 1:3], np.array(two)[:, 1:3], atol=1e-4)
     a, b = (saved(tmp_path / n / "model.pt")["weights"] for n in ("one", "two"))
-    assert a["head.2.weight"].any() and a["guide.head.2.weight"].any()  # zero at first: both have learned
+    assert a["net.last.3.weight"].any() and a["guide.last.3.weight"].any()  # zero at first: both have learned
     for k in a:
         torch.testing.assert_close(a[k], b[k], atol=2e-3, rtol=1e-2)
     one, two = (measured(tmp_path / n) for n in ("one", "two"))
     assert one["drawn"]["fid"]["mean"] == approx(two["drawn"]["fid"]["mean"], rel=0.05)
-    assert two["device"] == "2 x cpu (1 threads)"
-    assert re.match("torchrun --nproc_per_node=2 .*ddpm.py --data", two["command"])
-    alone, both = (report.effort(tmp_path / "two", run)[1] for run in (one, two))  # core-hours
-    assert both / alone == approx(2 / torch.get_num_threads())
+    assert two["trained"]["on"] == "2 x cpu (1 threads)" and two["device"] == "cpu (1 threads)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
@@ -1345,49 +1440,64 @@ def spoilt(raw, rng):
 
 def test_fuzz_of_what_is_read(tmp_path):
     """Of hundreds of spoilt files the right contents come out, or one line that names the file."""
-    images, labels = data.load(fake_set(tmp_path / "good.npz", n=(6, 2, 2)))
-    np.savez_compressed(tmp_path / "samples.npz", images=images.permute(0, 2, 3, 1))
+    images, labels, names = data.load(fake_set(tmp_path / "good.npz", n=(6, 2, 2)))
+    data.save_samples(tmp_path, images, labels, names)
     Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "cell.png")
     net = cvae.VAE(latent_dim=2, decoder="transposed")
-    model = {"script": "cvae", "model": net.settings, "trained": {"data": "x"}, "weights": net.state_dict()}
+    model = {"script": "cvae", "model_args": net.model_args, "trained": {}, "weights": net.state_dict()}
     torch.save(model, tmp_path / "model.pt")
+
+    def right(got):
+        return torch.equal(got[0], images) and torch.equal(got[1], labels)
+
     readers = {  # file: what reads its spoilt copy, whether what it gave is right
-        "good.npz": (lambda p: data.load(str(p)), lambda got: torch.equal(torch.cat(
-            [got[0].flatten(1), got[1][:, None]], 1), torch.cat([images.flatten(1), labels[:, None]], 1))),
-        "samples.npz": (fid.read_images, lambda got: torch.equal(got, images)),
+        "good.npz": (data.load, right), "samples.npz": (data.load, right),
         "cell.png": (data.read_picture, lambda got: got.size == (28, 28)),
         "model.pt": (lambda p: cvae.load(p, "cpu").state_dict(),
                      lambda got: all(torch.equal(v, got[k]) for k, v in net.state_dict().items()))}
-    rng, refused = np.random.default_rng(0), 0
+    rng, wrong = np.random.default_rng(0), 0
     for name, (reader, right) in readers.items():
         raw, copy = (tmp_path / name).read_bytes(), tmp_path / f"bad{Path(name).suffix}"
         for _ in range(100):
             copy.write_bytes(spoilt(raw, rng))
             try:
                 assert right(reader(copy)), name
-            except (ValueError, OSError) as error:
-                refused += 1
+            except data.Error as error:
+                wrong += 1
                 assert "\n" not in str(error) and str(tmp_path) in str(error), error
-    assert refused > 200
+    assert wrong > 200
 
 
-def test_files_that_are_no_models(tmp_path, small, stem_file):
+def test_files_that_are_no_models_and_no_checkpoints(tmp_path, small, stem_file):
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "boom"),)
 
+    run = tmp_path / "v"
+    call(cvae, f"--data {small} --split val --epochs 1 --out {run} {SMALL[cvae]}")
+    model, ckpt = saved(run / "model.pt"), saved(run / "ckpt.pt")
+    torch.save(model | {"model_args": model["model_args"] | {"gone": 1}}, tmp_path / "args.pt")
+    torch.save(model | {"weights": model["weights"] | {"gone": torch.ones(1)}}, tmp_path / "keys.pt")
+    torch.save({k: v for k, v in model.items() if k != "trained"}, tmp_path / "part.pt")
     torch.save({"script": "cvae", "x": Bomb()}, tmp_path / "bomb.pt")
-    (tmp_path / "noise.pt").write_bytes(os.urandom(1000))
-    call(cvae, f"--data {small} --split val --epochs 1 --out {tmp_path / 'v'} {SMALL[cvae]}")
-    (tmp_path / "empty.pt").write_bytes(b"")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    wrong = [tmp_path / f for f in ("bomb.pt", "noise.pt", "empty.pt", "tensor.pt", "", "v/ckpt.pt", "no.pt")]
-    for path in (*wrong, stem_file, HERE / "checkpoints" / "dcgan.pt"):
-        with raises((ValueError, OSError), match=re.escape(str(path))) as error:
-            call(cvae, f"--ckpt {path} --sample 4 --out {tmp_path / 'out'}")
-        assert "\n" not in str(error.value)
-    assert not (tmp_path / "boom").exists()
-    fails(cvae, 1, "no.pt", f"--sample 4 --ckpt {tmp_path / 'no.pt'} --out {tmp_path / 'x'}")
+    torch.save(ckpt | {"model": ckpt["model"] | {"gone": torch.ones(1)}}, tmp_path / "net.pt")
+    (tmp_path / "noise.pt").write_bytes(os.urandom(1000))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("weights")
+    alien = HERE / "checkpoints" / "dcgan.pt"
+    common = [tmp_path / f for f in ("bomb.pt", "noise.pt", "empty.pt", "text.pt", "tensor.pt", "no.pt")]
+    for path in (*common, *(tmp_path / f for f in ("args.pt", "keys.pt", "part.pt", "v/ckpt.pt")), stem_file, alien):
+        said = f"{re.escape(str(path))}(?!.*weights_only).*" + "gone" * (path == tmp_path / "keys.pt")
+        refused(said, cvae, f"--ckpt {path} --sample 4 --out {tmp_path / 'out'}", code=1)
+    call(dcgan, f"--data {small} --split val --epochs 1 --out {tmp_path / 'd'} {SMALL[dcgan]}")
+    (tmp_path / "dir.pt").mkdir()
+    for path in (*common[:5], tmp_path / "net.pt", run / "model.pt", tmp_path / "d" / "ckpt.pt", tmp_path / "dir.pt"):
+        (run / "ckpt.pt").unlink()
+        (run / "ckpt.pt").symlink_to(path)
+        said = f"{re.escape(str(run / 'ckpt.pt'))}(?!.*weights_only).*" + "gone" * (path == tmp_path / "net.pt")
+        refused(said, cvae, f"--resume --epochs 2 --out {run}", code=1)
+    assert not (tmp_path / "boom").exists() and not (tmp_path / "out").exists()
 
 
 # ---- fid.py ----

@@ -197,8 +197,8 @@ def matching(rows, wanted):
 
 
 def chosen(rows, about):
-    """(repeats, samples, weighted) of the highest accuracy on the val part, for as many cells left of any type;
-    without samples for the generator "". None where nothing was measured."""
+    """(repeats, samples, weighted) of the highest accuracy on the val part, with as many cells left, of
+    whatever type; without samples for the generator "". None where nothing was measured."""
     found = defaultdict(list)
     wanted = {k: about[k] for k in ("data", "left", "generator", "before")}
     for row in matching(rows, wanted | {"part": "val", "steps": STEPS}):

@@ -124,7 +124,7 @@ def classifier(images, labels, steps=1500, seed=0, device="cpu", weight=None, ne
             layers += [nn.MaxPool2d(2), nn.ReLU()]  # as ReLU and then MaxPool, but ReLU of fewer values
         inputs, classes = 64 * (images.shape[2] // 8) ** 2, int(labels.max()) + 1
         net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, classes))
-    net = net.to(device, memory_format=torch.channels_last).train()
+    net = net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.01, fused=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     step = 0

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Do samples help a classifier where real cells of a type are scarce? Days on two cores, mostly of training.
+# The parts stand in the order in which they are worth running. Stop it and call it again as you like: what is
+# there is kept. Named parts run alone, so that two can run at a time: bash bench.sh scarce lab
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. bench/run.sh
+S=$OUT/scarce
+val="--part val --seeds 100 200 300"
+more="--repeats 0 250 500 1000 2000"
+gently="--lr 3e-4 --muon-lr 0.005"  # for weights that are trained already
+
+bench() { step "$PYTHON" -m bench.scarce "$@" ${ROOT:+--root "$ROOT"} --rows "$S/rows.json"; }
+
+# train SCRIPT FOLDER FLAGS: into $S/FOLDER; a file `done` is left there at the end.
+train() {
+  local script=$1 out=$S/$2 resume=
+  shift 2
+  if [ -f "$out/done" ]; then return; fi
+  if [ -f "$out/ckpt.pt" ]; then resume=--resume; fi
+  step "$PYTHON" "$script.py" ${DEVICE:+--device "$DEVICE"} --split train --classes --augment \
+    --batch-size 64 "$@" --out "$out" $resume
+  touch "$out/done"
+}
+
+# draw SCRIPT FOLDER N FLAGS: N samples into $S/FOLDER/samples.npz
+draw() {
+  if [ -f "$S/$2/samples.npz" ]; then return; fi
+  step "$PYTHON" "$1.py" ${DEVICE:+--device "$DEVICE"} --sample "$3" "${@:4}" --out "$S/$2"
+}
+
+# generator NAME TYPE LEFT CHOICE: trained on what is left, with 4,000 samples of the type
+generator() {
+  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1
+  if [ -f "$S/$out/samples.npz" ]; then return; fi
+  if [ ! -f "$few" ]; then bench prepare --type "$2" --left "$3" --choice "$4" --out "$few"; fi
+  case $1 in
+    init)  # an hour or more, once a type, on all the others; then 25 core-minutes
+      script=ddpm
+      local others=$S/without$2.npz
+      if [ ! -f "$others" ]; then bench prepare --type "$2" --left 0 --out "$others"; fi
+      train ddpm "pre$2" --data "$others" --unet small --epochs 20
+      train ddpm "$out" --data "$few" --balance 1 --init "$S/pre$2/model.pt" --epochs 5 $gently
+      ;;
+    ddpm) train ddpm "$out" --data "$few" --balance 1 --unet small --epochs 40 ;;
+    dcgan) train dcgan "$out" --data "$few" --balance 1 --epochs 120 ;;
+    cvae) train cvae "$out" --data "$few" --balance 1 --epochs 40 ;;
+  esac
+  draw "$script" "$out" 4000 --label "$2"
+}
+
+# rows NAME TYPE LEFT CHOICE FLAGS: classifiers with samples of a generator. Without further flags: the
+# settings that are best on the val part, with samples and without, measured on the test part.
+rows() {
+  generator "$1" "$2" "$3" "$4"
+  bench rows --type "$2" --left "$3" --choice "$4" --generator "$1" \
+    --samples "$S/n$3-t$2-c$4-$1/samples.npz" "${@:5}"
+}
+
+# chosen LEFT: settings for basophils, on the val part
+chosen() {
+  for choice in 0 1 2; do
+    bench rows --type 0 --left "$1" --choice $choice $val $more
+    bench rows --type 0 --left "$1" --choice $choice $val --weighted
+    rows init 0 "$1" $choice $val --repeats 0 500 1000 --counts 250 500 1000 2000 4000
+  done
+}
+
+basophils() {
+  bench rows --repeats 0  # all real cells
+  for left in 50 20; do
+    chosen $left
+    for choice in 0 1 2; do
+      rows init 0 $left $choice
+      bench rows --type 0 --left $left --choice $choice --steps 3000  # twice the steps
+    done
+  done
+}
+
+types() {  # monocyte, immature granulocyte, lymphocyte
+  for left in 50 20; do
+    for type in 5 3 4; do
+      for choice in 0 1 2; do rows init $type $left $choice; done
+    done
+  done
+}
+
+copies() {
+  for type in 0 5 3 4; do
+    for left in 20 50; do
+      local out=$S/n$left-t$type-c0-init
+      generator init $type $left 0
+      if [ -f "$out/copies.json" ]; then continue; fi
+      bench copies --type $type --left $left --samples "$out/samples.npz" --out "$out/copies.json" \
+        --dims "${DIMS:-768}" --weights "${WEIGHTS:-fid}"
+    done
+  done
+}
+
+lab() {  # thirty and a hundred cells of every type, moved as from another laboratory
+  draw ddpm pretrained 12000 --ckpt pretrained
+  for choice in 0 1 2; do
+    for cells in mild-30 strong-30 mild-100 strong-100; do
+      local file=$S/$cells-c$choice.npz how=${cells%-*} left=${cells#*-}
+      if [ ! -f "$file" ]; then bench move --how $how --left $left --choice $choice --out "$file"; fi
+      local epochs=$((left == 30 ? 125 : 38))  # 500 steps of 64
+      train ddpm $cells-c$choice-init --data "$file" --init pretrained --epochs $epochs $gently
+      train ddpm $cells-c$choice-ddpm --data "$file" --unet small --epochs $epochs
+      for name in init ddpm; do
+        local out=$cells-c$choice-$name
+        draw ddpm $out 3200
+        if [ ! -f "$S/$out/fid.json" ]; then
+          "$PYTHON" fid.py "$S/$out/samples.npz" "$file" --split test --dims "${DIMS:-768}" \
+            --weights "${WEIGHTS:-fid}" --json > "$S/$out/fid.tmp"
+          mv "$S/$out/fid.tmp" "$S/$out/fid.json"
+        fi
+        bench rows --data "$file" $val --repeats 0 960 --counts 0 800 1600 3200 --generator $name \
+          --samples "$S/$out/samples.npz"
+        bench rows --data "$file" --generator $name --samples "$S/$out/samples.npz"
+      done
+      # the rival, which needs the cells that the pretrained model has learned
+      bench rows --data "$file" $val --repeats 0 960 --before bloodmnist
+      bench rows --data "$file" --before bloodmnist
+    done
+  done
+}
+
+sizes() {  # 100 and 200 cells left
+  for left in 100 200; do
+    chosen $left
+    for type in 0 5 3 4; do
+      for choice in 0 1 2; do rows init $type $left $choice; done
+    done
+  done
+}
+
+models() {  # the other generators, for 50 basophils; ddpm: from scratch, three core-hours each
+  for name in cvae dcgan ddpm; do
+    for choice in 0 1 2; do
+      rows $name 0 50 $choice $val --repeats 0 500 1000 --counts 250 500 1000 2000 4000
+    done
+    for choice in 0 1 2; do rows $name 0 50 $choice; done
+  done
+}
+
+whole() {  # samples of the pretrained model beside all real cells
+  local samples="--samples $S/pretrained/samples.npz --generator pretrained"
+  draw ddpm pretrained 12000 --ckpt pretrained
+  bench rows $val --counts 0 2000 6000 12000 $samples
+  bench rows $samples
+}
+
+tables() {
+  bench table --part val
+  bench table --part test
+}
+
+if [ $# = 0 ]; then set -- basophils types copies lab whole sizes models tables; fi
+for part in "$@"; do $part; done
