@@ -30,8 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import data
 
 LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
-SIZES = {64: ("Conv2d_3", 29024), 192: ("M", 173472), 768: ("Mixed_7", 8984672), 2048: ("N", 21820000)}
-# so many values are in the layers up to it, whose names come before this one in the alphabet
+WEIGHTED = {64: "Conv2d_2b_3x3", 192: "Conv2d_4a_3x3", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the last with weights
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
@@ -143,7 +142,12 @@ def network(dims=2048, weights="fid", device=None):
         net.add_module(name, layer)
         if name == LAST[dims]:
             break
-    net.load_state_dict(state, strict=False, assign=True)
+    try:
+        missing, _ = net.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise data.Error(f"{weights} does not fit Inception v3: {str(error).splitlines()[-1].strip()}", 1) from None
+    if missing := [k for k in missing if "num_batches" not in k]:
+        raise data.Error(f"{weights} lacks {missing[0]}, which --dims {dims} needs", 1)
     for layer in [*net.float().eval().modules()]:
         if isinstance(layer, v3.BasicConv2d):
             layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
@@ -155,18 +159,17 @@ def network(dims=2048, weights="fid", device=None):
 def read_weights(weights, dims):
     """A state dict with the layers for `dims` features. Downloads "fid" and "imagenet" once. Raises Error."""
     data.choose("dims", dims, LAST)
-    end, wanted = SIZES[dims]
     place = URLS.get(weights, weights)
     try:  # not data.read_torch, which refuses the old format of pytorch-fid's file
         if weights in URLS:
             state = torch.hub.load_state_dict_from_url(place, None, "cpu", check_hash=True, weights_only=True)
         else:
             state = torch.load(weights, "cpu", weights_only=True)
-        size = sum(v.numel() for k, v in state.items() if "C" < k < end and "num_batches" not in k)
+        there = any(key.startswith(WEIGHTED[dims]) for key in state)
     except Exception as error:  # torch meets foreign bytes with a dozen types
         raise data.Error(f"no weights in {place} ({error!r:.60}); name a file with --weights", 1) from error
-    if size != wanted:
-        raise data.Error(f"{weights}: {size} values up to {LAST[dims]}; --dims {dims} needs {wanted}", 1)
+    if not there:
+        raise data.Error(f"{weights} has no layer {WEIGHTED[dims]}, which --dims {dims} needs", 1)
     return state
 
 
@@ -315,7 +318,8 @@ def get_args(argv=None):
     add("a", metavar="A", help="a MedMNIST name, demo, an .npz of images or statistics, or a folder")
     add("b", metavar="B", nargs="?", help="the set to compare with: the real one of the two")
     add("--size", type=data.number(int, 16, 256), metavar="N", help="read pictures as training does, N x N")
-    add("--split", choices=(*data.SPLITS, "all"), default="all", help="part of B, and of A if it has parts")
+    add("--split", choices=(*data.SPLITS, "all"), default="all",
+        help="part of B (or of A alone), and of A where it has parts (samples.npz has none)")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dims", type=int, choices=tuple(LAST), default=2048, help="features of the FID")
