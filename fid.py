@@ -29,8 +29,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import data
 
-LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the block with so many features
-WEIGHTED = {64: "Conv2d_2b_3x3", 192: "Conv2d_4a_3x3", 768: "Mixed_6e", 2048: "Mixed_7c"}  # the last with weights
+# the last block for so many features, and the last that has weights
+LAST = {64: "maxpool1", 192: "maxpool2", 768: "Mixed_6e", 2048: "Mixed_7c"}
+WEIGHTED = {64: "Conv2d_2b_3x3", 192: "Conv2d_4a_3x3", 768: "Mixed_6e", 2048: "Mixed_7c"}
 URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
@@ -145,7 +146,8 @@ def network(dims=2048, weights="fid", device=None):
     try:
         missing, _ = net.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise data.Error(f"{weights} does not fit Inception v3: {str(error).splitlines()[-1].strip()}", 1) from None
+        cause = str(error).splitlines()[-1].strip()
+        raise data.Error(f"{weights} does not fit Inception v3: {cause}", 1) from None
     if missing := [k for k in missing if "num_batches" not in k]:
         raise data.Error(f"{weights} lacks {missing[0]}, which --dims {dims} needs", 1)
     for layer in [*net.float().eval().modules()]:
