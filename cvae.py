@@ -1,7 +1,7 @@
 """Convolutional variational autoencoder on 28 x 28 blood cells (VAE, Kingma & Welling, 2014).
 
-An encoder turns an image into a Gaussian over latents, a decoder turns a latent into an image. Together they
-learn a bound of the data's likelihood.
+An encoder turns an image into a Gaussian over latents, a decoder turns a latent into an image. Training
+maximises a lower bound of the data's log-likelihood, the ELBO.
 
 Measured: FID-768 0.4059 ± 0.0012 after 26 epochs (five draws of 10,000 samples; a CPU core, torch 2.14.1).
 README.md says what the figure means, RESULTS.md how it was measured.
@@ -29,8 +29,8 @@ import data
 import fid
 
 NAME = "cvae"
-LOSSES = ("loss", "nll", "kl")
-SAMPLER = ("prior",)
+LOSSES = ("loss", "nll", "kl")  # the losses in log.csv
+SAMPLER = ("prior",)            # the flags that sample() takes
 PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior="normal", kl_weight=0.75)
 DECODERS = ("residual", "transposed")
 LIKELIHOODS = ("gaussian", "bernoulli")
@@ -44,14 +44,14 @@ def get_args(argv=None):
     add("--decoder", choices=DECODERS, default="residual",
         help="residual blocks, or the paper's transposed convolutions")
     add("--likelihood", choices=LIKELIHOODS, default="gaussian",
-        help="of a pixel: with a learned width, or the paper's cross-entropy")
+        help="noise model of a pixel: a Gaussian of the best width, or cross-entropy (paper)")
     add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam")
     add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
-    add("--classes", action="store_true", help="learn the labels as a condition")
+    add("--classes", action="store_true", help="learn the class of each image, so that --label can ask for it")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
@@ -64,18 +64,18 @@ def get_args(argv=None):
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
-    add("--split", choices=("train", "val", "test", "all"), default="all", help="part of the data")
+    add("--split", choices=("train", "val", "test", "all"), default="all", help="part to train on or to measure against")
     add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
     add("--label", help="with --sample: a class, by name or number; else as in the training data")
     add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
-    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
-    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000 or all")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets of samples to measure")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="samples in a set; else 10000 or all")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    add("--weights", default="fid", help="of Inception: fid (as pytorch-fid), imagenet or a file")
     add("--prior", choices=PRIORS, default="fitted",
-        help="of the latents: a Gaussian fitted to those of each class, or N(0, I) (paper)")
+        help="sample latents from a Gaussian fitted to those of each class, or from N(0, I) (paper)")
     return read_args(p, argv)
 
 
@@ -83,7 +83,7 @@ def get_args(argv=None):
 # Model.
 
 class GroupNorm(nn.GroupNorm):
-    """In fp32 under bf16 autocast too: its sums need the digits, and on a CPU it is the faster kernel."""
+    """In fp32 under bf16 autocast too: bf16 is too coarse for mean and variance, and slower on a CPU."""
 
     def forward(self, x):
         return super().forward(x.float())
@@ -109,6 +109,7 @@ class VAE(nn.Module):
     def __init__(self, shape=(3, 28, 28), classes=(), latent_dim=128, decoder="residual"):
         super().__init__()
         data.choose("decoder", decoder, DECODERS)
+        # the arguments above, which model.pt keeps to build the network again
         self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.shape, self.classes, self.latent_dim = tuple(shape), dict(classes), latent_dim
         self.label = nn.Embedding(len(classes), 2 * latent_dim) if classes else None
@@ -165,9 +166,9 @@ def kl_divergence(mu, logvar):
 def negative_log_likelihood(logits, x, likelihood):
     """-log p(x | z) in nats an image, x (B, C, H, W) in [0, 1].
 
-    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), sigma^2), with the one sigma
-    that makes the batch most likely (Rybkin et al., 2021, eq. 4): the sharper the decoder, the more detail
-    counts. sigma is at least that of rounding to uint8."""
+    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), sigma^2). A pixel then costs
+    (log(2 pi sigma^2) + mse / sigma^2) / 2, which is least at sigma^2 = mse (Rybkin et al., 2021, eq. 4). As
+    mse falls, small errors count more. sigma is at least that of rounding to uint8."""
     data.choose("likelihood", likelihood, LIKELIHOODS)
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
@@ -176,7 +177,7 @@ def negative_log_likelihood(logits, x, likelihood):
 
 
 def objective(model, x, y, kl_weight=1.0, likelihood="gaussian"):
-    """The negative evidence bound, NLL + beta KL (Higgins et al., 2017), in nats an image: loss, nll, kl.
+    """The negative ELBO, NLL + beta KL (Higgins et al., 2017), per image, in nats: loss, nll, kl.
 
     x: (B, C, H, W), what to_model() gives, in [0, 1]. y: labels (B,) or None."""
     mu, logvar = model.encode(x, y)
@@ -210,7 +211,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch=Non
         z = torch.randn(min(batch, n - i), model.latent_dim, generator=generator, device=device)
         y = None if labels is None else labels[i:i + batch].to(device)
         if prior == "fitted":
-            k = slice(1) if y is None else y
+            k = slice(1) if y is None else y                 # without classes there is one prior
             z = model.mean[k] + (model.cholesky[k] @ z[..., None])[..., 0]
         with data.autocast(device, dtype):
             images.append(from_model(model.decode(z, y)).cpu())
@@ -219,8 +220,9 @@ def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch=Non
 
 @torch.inference_mode()
 def fit_prior(model, images, labels):
-    """Fits a Gaussian to the latents z ~ q(z | x) of each class (Ghosh et al., 2020). Its covariance is drawn
-    towards that of all latents, as by D more of them: that of few would be singular."""
+    """Fits a Gaussian to the latents z ~ q(z | x) of each class (Ghosh et al., 2020), since they do not fill
+    N(0, I). Its covariance is mixed with that of all latents, as if D of these were added to the class: that
+    of a few images alone would be singular."""
     generator, latents = torch.Generator(images.device).manual_seed(0), []
     for i in range(0, len(images), 1000):
         mu, logvar = model.encode(to_model(images[i:i + 1000]), labels[i:i + 1000])
@@ -265,7 +267,7 @@ def train(args):
         val_loss = validate(args, model, *held_out) if held_out else None
         log(args, rows, losses, len(images), time.time() - began, val_loss)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
-            fit_prior(model, images, labels)
+            fit_prior(model, images, labels)                 # it is not learned by gradients
             save_model(args, model, about, len(rows))
             save_checkpoint(args, state, rows, about)        # last: a run killed before it repeats the epoch
             saved = time.monotonic()

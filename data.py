@@ -1,4 +1,4 @@
-"""A tiny loader: a MedMNIST set, an .npz or a folder of pictures in; samples and checkpoints out.
+"""The loader: a MedMNIST set, an .npz or a folder of pictures in; samples and checkpoints out.
 
     images, labels, names = data.load("bloodmnist")     # uint8 (17092, 3, 28, 28), int64 (17092,), 8 names
     for x, y in data.batches(images, labels, 128): ...  # uint8 (128, 3, 28, 28), int64 (128,): one epoch
@@ -65,7 +65,7 @@ def load(source="bloodmnist", root=None, split="all", size=None):
                  for part in parts]
             names = file["class_names"].tolist() if "class_names" in file else []
         x, y, several = check_arrays(x, y)
-    except Exception as error:  # numpy and zipfile meet foreign bytes with a dozen types
+    except Exception as error:  # numpy and zipfile raise a dozen types for a broken file
         advice = "delete it to have it fetched again" if source in NAMES else \
             f"a set has the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}, or images, labels"
         raise Error(f"{path} is not a readable MedMNIST file: {one_line(error)}; {advice}", 1) from error
@@ -193,7 +193,7 @@ def list_files(folder, names):
 
 
 def part_of(path):
-    """The split of a picture, which hangs on its own name alone: others may come and go."""
+    """The split of a picture, which depends on its own name alone: others may come and go."""
     n = int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") % 10
     return "val" if n == 0 else "test" if n < 3 else "train"
 
@@ -242,7 +242,7 @@ def read_picture(path):
             if image.mode in "IF" or image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("32-bit values or transparency, whose look is not certain")
             return ImageOps.exif_transpose(image).convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-    except Exception as error:  # Pillow meets foreign bytes with a dozen types
+    except Exception as error:  # Pillow raises a dozen types for a broken file
         raise Error(f"{path} is not a usable picture: {one_line(error)}", 1) from None
 
 
@@ -370,7 +370,7 @@ def read_torch(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except (Error, torch.OutOfMemoryError):
         raise
-    except Exception:  # torch.load meets foreign bytes with a dozen types
+    except Exception:  # torch.load raises a dozen types for a broken file
         raise Error(f"{path} is no checkpoint: it is damaged, or holds more than tensors and settings",
                     1) from None
 

@@ -1,10 +1,10 @@
 """Denoising diffusion on 28 x 28 blood cells (DDPM, Ho et al., 2020).
 
-A U-Net learns to predict the noise in a noised image. To sample, it starts from pure noise and removes it
-step by step, until an image is left.
+A U-Net learns to tell image and noise apart in a noised image. To sample, it starts from pure noise and
+removes it step by step, until an image is left.
 
-Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small` (five draws of 10,000 samples; a CPU
-core, torch 2.14.1). README.md says what the figure means, RESULTS.md how it was measured.
+Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small`, in two parts (five draws of 10,000
+samples; a CPU core, torch 2.14.1). README.md says what the figure means, RESULTS.md how it was measured.
 
     python ddpm.py --sample 64                        sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
@@ -32,8 +32,8 @@ import data
 import fid
 
 NAME = "ddpm"
-LOSSES = ("loss",)
-SAMPLER = ("steps", "eta", "guidance")
+LOSSES = ("loss",)                      # the losses in log.csv
+SAMPLER = ("steps", "eta", "guidance")  # the flags that sample() takes
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
              decay="none", ema=0.0, steps=0)
 
@@ -43,7 +43,7 @@ def get_args(argv=None):
     add = p.add_argument_group("model").add_argument
     add("--timesteps", type=data.number(int, 2, 10000), default=500, help="T, the number of noise levels")
     add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule (paper: linear)")
-    add("--predict", choices=PREDICTIONS, default="v", help="what the network predicts (paper: epsilon)")
+    add("--predict", choices=PREDICTIONS, default="v", help="prediction: v, or the noise epsilon (paper)")
     add("--unet", choices=tuple(UNETS), default="deeper",
         help="baseline and deeper are the paper's, small and tiny suit a CPU, large is for the best samples")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
@@ -53,18 +53,18 @@ def get_args(argv=None):
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
-    add("--optimizer", choices=("muon", "adam"), default="muon", help="of the hidden layers (paper: adam)")
+    add("--optimizer", choices=("muon", "adam"), default="muon", help="for the hidden layers (paper: adam)")
     add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam (paper: 1e-4)")
     add("--decay", choices=("cosine", "none"), default="cosine",
-        help="of the learning rates to 0, after a warm-up of 5 %% of the run (paper: none)")
+        help="how the learning rates fall to 0, after a warm-up of 5 %% of the run (paper: none)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
     add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
     add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
-    add("--classes", action="store_true", help="learn the labels as a condition")
+    add("--classes", action="store_true", help="learn the class of each image, so that --label can ask for it")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
@@ -77,17 +77,17 @@ def get_args(argv=None):
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
-    add("--split", choices=("train", "val", "test", "all"), default="all", help="part of the data")
+    add("--split", choices=("train", "val", "test", "all"), default="all", help="part to train on or to measure against")
     add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
     add("--label", help="with --sample: a class, by name or number; else as in the training data")
     add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
-    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="draws to measure")
-    add("--fid-samples", type=data.number(int, 4), metavar="N", help="in a draw; else 10000 or all")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets of samples to measure")
+    add("--fid-samples", type=data.number(int, 4), metavar="N", help="samples in a set; else 10000 or all")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
-    add("--steps", type=data.number(int, 0), default=50, help="of the DDIM sampler; 0: all T (paper)")
+    add("--weights", default="fid", help="of Inception: fid (as pytorch-fid), imagenet or a file")
+    add("--steps", type=data.number(int, 0), default=50, help="sampling steps (DDIM); 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
     add("--guidance", type=data.number(float, 0), help="strength, away from the guide; else 0.6 with a guide")
     p.error = data.refuse
@@ -104,7 +104,8 @@ def get_args(argv=None):
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # side of its patches, channels at full resolution around them (0: none), channels of each level
+UNETS = {  # p, f, widths: p x p pixels make one position; f channels of extra layers at full resolution (0: no
+    # such layers); channels of each level, the bottleneck last
     "baseline": (1, 0, (64, 128, 256)),
     "deeper": (1, 0, (64, 128, 256, 512)),
     "large": (2, 32, (96, 192, 256)),
@@ -115,7 +116,7 @@ EMBED = 256
 
 
 class GroupNorm(nn.GroupNorm):
-    """In fp32 under bf16 autocast too: its sums need the digits, and on a CPU it is the faster kernel."""
+    """In fp32 under bf16 autocast too: bf16 is too coarse for mean and variance, and slower on a CPU."""
 
     def forward(self, x):
         return super().forward(x.float())
@@ -255,7 +256,8 @@ class Diffusion(nn.Module):
 
     def loss(self, model, x0, t, epsilon, *y):
         """E |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
-        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022), which is as
+        hard at all noise levels: nearly epsilon at little noise, nearly -x_0 at much."""
         a = self.alpha_bar[t][:, None, None, None]
         target = a.sqrt() * epsilon - (1 - a).sqrt() * x0 if self.predict_v else epsilon
         return (model(self.q_sample(x0, t, epsilon), t, *y).float() - target).square().mean()
@@ -271,6 +273,7 @@ class Diffusion(nn.Module):
         there: DDIM, Song et al. 2021 eq. 12, 16. eta 0 is deterministic, eta 1 adds noise anew: with all T
         levels, Ho et al.'s ancestral sampling."""
         left = [1 - i / max(steps - 1, 1) for i in range(steps)]
+        # the square puts more steps near the image; max keeps them apart
         times = [max(steps - 1 - i, round((self.T - 1) * u ** 2)) for i, u in enumerate(left)]
         for t, t_prev in zip(times, [*times[1:], None], strict=True):
             a = self.alpha_bar[t]
@@ -390,7 +393,8 @@ def train(args):
         initialize(model, args.init)
     model = model.to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
-    hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]  # that touch no pixels
+    # Muon is for the hidden convolutions; Adam for those that touch pixels, for biases, norms and embeddings
+    hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
     hidden = hidden if args.optimizer == "muon" else []
     others = [p for p in model.parameters() if all(p is not h for h in hidden)]
     optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)]
@@ -426,7 +430,7 @@ def train(args):
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, x0, t, epsilon, y)
                 guide_loss = diffusion.loss(guide, x0, t, epsilon, y) if guide else 0
-            share = world * len(range(rank, len(x), world)) / len(x)  # a short batch's differ
+            share = world * len(range(rank, len(x), world)) / len(x)  # weight of this process's images; alone: 1
             model.zero_grad()
             ((loss + guide_loss) * share).backward()
             for optimizer in optimizers:

@@ -168,7 +168,7 @@ def read_weights(weights, dims):
         else:
             state = torch.load(weights, "cpu", weights_only=True)
         there = any(key.startswith(WEIGHTED[dims]) for key in state)
-    except Exception as error:  # torch meets foreign bytes with a dozen types
+    except Exception as error:  # torch raises a dozen types for a broken file
         raise data.Error(f"no weights in {place} ({error!r:.60}); name a file with --weights", 1) from error
     if not there:
         raise data.Error(f"{weights} has no layer {WEIGHTED[dims]}, which --dims {dims} needs", 1)
