@@ -62,7 +62,7 @@ def get_args(argv=None):
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
     add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
-    add("--classes", action="store_true", help="learn the class of each image, so that --label can ask for it")
+    add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
@@ -74,17 +74,18 @@ def get_args(argv=None):
     add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
-    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
-    add("--split", choices=("train", "val", "test", "all"), default="all", help="part to train on or to measure against")
+    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT or ~/.medmnist")
+    add("--split", choices=("train", "val", "test", "all"), default="all",
+        help="part to train on, or to measure against")
     add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
     add("--label", help="with --sample: a class, by name or number; else as in the training data")
     add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
-    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets of samples to measure")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets to measure")
     add("--fid-samples", type=data.number(int, 4), metavar="N", help="samples in a set; else 10000 or all")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="of Inception: fid (as pytorch-fid), imagenet or a file")
+    add("--weights", default="fid", help="of Inception: fid, imagenet or a file")
     return read_args(p, argv)
 
 

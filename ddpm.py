@@ -64,7 +64,7 @@ def get_args(argv=None):
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
     add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
-    add("--classes", action="store_true", help="learn the class of each image, so that --label can ask for it")
+    add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
@@ -76,17 +76,18 @@ def get_args(argv=None):
     add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
-    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
-    add("--split", choices=("train", "val", "test", "all"), default="all", help="part to train on or to measure against")
+    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT or ~/.medmnist")
+    add("--split", choices=("train", "val", "test", "all"), default="all",
+        help="part to train on, or to measure against")
     add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
     add("--label", help="with --sample: a class, by name or number; else as in the training data")
     add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
-    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets of samples to measure")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets to measure")
     add("--fid-samples", type=data.number(int, 4), metavar="N", help="samples in a set; else 10000 or all")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="of Inception: fid (as pytorch-fid), imagenet or a file")
+    add("--weights", default="fid", help="of Inception: fid, imagenet or a file")
     add("--steps", type=data.number(int, 0), default=50, help="sampling steps (DDIM); 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
     add("--guidance", type=data.number(float, 0), help="strength, away from the guide; else 0.6 with a guide")
@@ -104,8 +105,8 @@ def get_args(argv=None):
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # p, f, widths: p x p pixels make one position; f channels of extra layers at full resolution (0: no
-    # such layers); channels of each level, the bottleneck last
+UNETS = {  # p x p pixels make a position; channels of extra layers at full resolution (0: no such layers);
+    # channels of each level, the bottleneck last
     "baseline": (1, 0, (64, 128, 256)),
     "deeper": (1, 0, (64, 128, 256, 512)),
     "large": (2, 32, (96, 192, 256)),
@@ -430,7 +431,7 @@ def train(args):
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, x0, t, epsilon, y)
                 guide_loss = diffusion.loss(guide, x0, t, epsilon, y) if guide else 0
-            share = world * len(range(rank, len(x), world)) / len(x)  # weight of this process's images; alone: 1
+            share = world * len(range(rank, len(x), world)) / len(x)  # weight of its images; alone: 1
             model.zero_grad()
             ((loss + guide_loss) * share).backward()
             for optimizer in optimizers:
