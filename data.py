@@ -376,7 +376,9 @@ def read_torch(path):
 
 
 def save_grid(path, rows, across=8):
-    """A .png of {title: uint8 images (N, C, H, W)}, `across` in a line, the titles at the left."""
+    """A .png of {title: uint8 images (N, C, H, W)}, `across` in a line. At the left stand the titles, without
+    what they have in brackets."""
+    rows = {title.split("(")[0]: images for title, images in rows.items()}
     side = next(iter(rows.values())).shape[2]
     zoom = max(1, 84 // side)
     cell = side * zoom + 3
