@@ -53,7 +53,7 @@ def load(source="bloodmnist", root=None, split="all", size=None):
     choose("split", split, (*SPLITS, "all"))
     if size and size not in range(16, 257, 4):
         raise Error(f"--size {size}: it can be 16, 20 .. 256")
-    if source not in (*NAMES, "demo") and Path(source).is_dir():
+    if source not in (*NAMES, "demo", "") and Path(source).is_dir():
         return load_folder(Path(source), split, 28 if size is None else size)
     path = locate(source, root, size or 28)
     try:
@@ -131,9 +131,10 @@ def locate(source, root=None, size=28):
 def load_folder(folder, split, size):
     """load() of <class>/, of <split>/<class>/, or of pictures alone. Without splits, a hash of each picture's
     name makes them: a tenth is val, a fifth is test."""
-    if any((folder / name).exists() for name in ("ckpt.pt", "model.pt", "samples.npz")):
-        raise Error(f"{folder} holds a run: name its samples.npz, or its folder samples")
     below = subfolders(folder)
+    for place in (folder, *(folder / name for name in below)):
+        if any((place / name).exists() for name in ("ckpt.pt", "model.pt", "samples.npz")):
+            raise Error(f"{place} holds a run: name its samples.npz, or its folder samples")
     parts = {folder / name: SPELLINGS[name.lower()] for name in below if name.lower() in SPELLINGS}
     if parts and len(parts) < len(below):
         others = ", ".join(name for name in below if folder / name not in parts)

@@ -97,7 +97,7 @@ def get_args(argv=None):
         network = load(init, "cpu").model_args
         p.set_defaults(**{k: v for k, v in network.items() if k not in ("shape", "classes")})
     args = read_args(p, argv)
-    if args.steps > args.timesteps and not (args.sample or args.ckpt):
+    if args.steps > args.timesteps and args.fid_runs and not args.ckpt:
         p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
     return args
 

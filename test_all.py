@@ -363,7 +363,8 @@ def test_nothing_in_a_folder_is_dropped_or_doubled_without_a_word(folder, tmp_pa
     (folder / "neutrophil" / "again").symlink_to(folder / "neutrophil")  # in a circle: each picture once
     (folder / "neutrophil" / "0.png").rename(folder / "neutrophil" / "0.jp2")
     (folder / "neutrophil" / "notes.txt").write_text("")
-    assert greys(folder) == {"lymphocyte": [*range(10), 50], "neutrophil": [*range(101, 110)]}
+    (folder / "neutrophil" / "x.png").symlink_to(folder / "lymphocyte" / "4.png")  # in both classes
+    assert greys(folder) == {"lymphocyte": [*range(10), 50], "neutrophil": [4, *range(101, 110)]}
     assert "1 .jp2, 1 .txt" in capsys.readouterr().err
     for i in range(3):
         Image.fromarray(grey(i)).save(folder / f"{i}.png")
@@ -372,11 +373,6 @@ def test_nothing_in_a_folder_is_dropped_or_doubled_without_a_word(folder, tmp_pa
     (folder / "model.pt").write_text("")
     with raises(data.Error, match="holds a run.*samples.npz"):
         data.load(str(folder))
-
-
-def test_a_picture_in_two_classes_is_in_both(folder):
-    (folder / "neutrophil" / "x.png").symlink_to(folder / "lymphocyte" / "4.png")
-    assert greys(folder)["neutrophil"] == [4, *range(100, 110)]
 
 
 def test_a_folders_pictures_are_cropped_to_the_centre_square_and_resized(tmp_path):
@@ -1005,7 +1001,7 @@ def test_attention_compiles_on_a_cpu():
 
 @needs_data
 @pytest.mark.parametrize("script, n, epochs, column, own", [
-    (cvae, 256, 5, "loss", ""), (dcgan, 384, 4, "d_loss", "--paper --g-steps 1"),
+    (cvae, 256, 5, "loss", ""), (dcgan, 384, 4, "d_loss", "--paper --g-steps 1 --width 128"),
     (ddpm, 96, 3, "loss", "--timesteps 500")])
 def test_losses_fall_on_real_cells(tmp_path, script, n, epochs, column, own):
     with np.load(ROOT / "bloodmnist.npz") as file:
@@ -1071,8 +1067,8 @@ def test_train_measure_and_draw(script, tmp_path, small, stem_file, capsys):
 
 
 @pytest.mark.parametrize("script, n, own, stop, code", [
-    (cvae, 30, "--classes --balance 0.5", signal.SIGINT, 130), (dcgan, 20, "--classes", signal.SIGTERM, -15),
-    (ddpm, 12, "--optimizer muon", signal.SIGKILL, -9)])
+    (cvae, 40, "--classes --balance 0.5", signal.SIGINT, 130), (dcgan, 30, "--classes", signal.SIGTERM, -15),
+    (ddpm, 15, "--optimizer muon", signal.SIGKILL, -9)])
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, own, stop, code, tmp_path, small):
     """--resume after kill -9, SIGTERM and Ctrl-C at some moment ends with the bytes of a run in one go."""
     command = f"--data {small} --split val --batch-size 4 --augment --epochs {n} {SMALL[script]} {own}"
@@ -1084,7 +1080,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, own, stop, co
         process.stdout.readline()  # what is trained
         while process.poll() is None and not (b / "ckpt.pt").exists():
             time.sleep(0.01)
-        time.sleep(np.random.default_rng(len(again)).uniform(0.1, 1))
+        time.sleep(np.random.default_rng(len(again)).uniform(0.05, 0.5))
         process.send_signal(stop)
         errors = process.communicate(timeout=100)[1]
         assert process.returncode in (code, 0) and "Traceback" not in errors, errors
@@ -1531,8 +1527,8 @@ def test_distance_closed_forms():
     assert commuting == approx(((s**0.5 - t**0.5) ** 2).sum())
     assert fid.frechet_distance(1.0, 4.0, 3.0, 9.0) == approx(4 + 1)  # one dimension
     assert np.isfinite(frechet(a[:, :2] @ rng.normal(size=(2, 8)), a))  # singular
-    for moments, said in (((mu, sigma, mu[:4], sigma), "do not go"), ((mu, sigma, mu, sigma[:4]), "do not go"),
-                          ((mu * np.nan, sigma, mu, sigma), "NaN"),
+    for moments, said in (((mu, sigma, mu[:4], sigma), "do not go"),
+                          ((mu, sigma, mu, sigma[:4]), "do not go"), ((mu * np.nan, sigma, mu, sigma), "NaN"),
                           (([0, 0], np.diag([1.0, -1.0]), [0, 0], np.eye(2)), "not real")):
         with raises(data.Error, match=said):
             fid.frechet_distance(*moments)
@@ -1815,16 +1811,6 @@ def test_features_are_kept_under_images_and_weights(tmp_path, tiny, capsys):
     assert "not kept" in line and str(tmp_path / "file") in line
 
 
-def test_the_machine_is_named(monkeypatch):
-    cpu = f"cpu ({torch.get_num_threads()} threads)"
-    assert fid.machine("cpu") == fid.machine(torch.device("cpu")) == cpu
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    assert fid.machine("cpu") == f"2 x {cpu}"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
-    assert fid.machine("cuda:1") == "2 x GPU cuda:1"
-
-
 # ---- fid.py: the protocol ----
 
 def made_up(n, seed):
@@ -2012,15 +1998,6 @@ def test_the_split_is_that_of_the_sets_that_have_splits(tmp_path, small, tiny, c
     command(small, "--split test --save-stats test.npz")
     mu = fid.features(parts["test"], tiny).mean(0)
     np.testing.assert_allclose(np.load("test.npz")["mu"], mu, rtol=1e-3)
-
-
-@needs_data
-def test_a_named_set_has_splits(tmp_path, command):
-    real = data.load(root=ROOT, split="test")[0]
-    np.savez(tmp_path / "samples.npz", images=real[:20].permute(0, 2, 3, 1))
-    with mock.patch.object(fid, "kept_features", lambda x, net: x[:50].float().mean((2, 3)).numpy()):
-        value = json.loads(command(f"samples.npz bloodmnist --split test --root {ROOT} --json"))
-    assert value["images"] == [20, 3421]
 
 
 def test_statistics_files_go_to_pytorch_fid_and_come_from_it(tmp_path, small, tiny, command):
@@ -2398,9 +2375,10 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
         assert f"| {kind} | {setting} | {values} |\n" in text
     assert (tmp_path / "test.md").read_text().strip() == text.strip()
     pytest.importorskip("matplotlib")
-    with mock.patch("matplotlib.axes.Axes.errorbar") as drawn:
+    from matplotlib.axes import Axes
+    with mock.patch.object(Axes, "errorbar", autospec=True, side_effect=Axes.errorbar) as drawn:
         scarce.main(words(f"table --part val --rows {file}"))
-    assert drawn.call_args[0] == ((0, 250), [0.7, 0.8], [0, 0])
+    assert drawn.call_args[0][1:] == ((0, 250), [0.7, 0.8], [0, 0])
 
 
 def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
