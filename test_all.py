@@ -1069,8 +1069,8 @@ def test_train_measure_and_draw(script, tmp_path, small, stem_file, capsys):
 
 
 @pytest.mark.parametrize("script, n, own, stop, code", [
-    (cvae, 40, "--classes --balance 0.5", signal.SIGINT, 130), (dcgan, 30, "--classes", signal.SIGTERM, -15),
-    (ddpm, 15, "--optimizer muon", signal.SIGKILL, -9)])
+    (cvae, 20, "--classes --balance 0.5", signal.SIGINT, 130), (dcgan, 12, "--classes", signal.SIGTERM, -15),
+    (ddpm, 6, "--optimizer muon", signal.SIGKILL, -9)])
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not(script, n, own, stop, code, tmp_path, small):
     """--resume after kill -9, SIGTERM and Ctrl-C at some moment ends with the bytes of a run in one go."""
     command = f"--data {small} --split val --batch-size 4 --augment --epochs {n} {SMALL[script]} {own}"
@@ -1389,7 +1389,7 @@ def torchrun(*argv):
 def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the last of 97 = 5 x 19 + 2 too
     path = fake_set(tmp_path / "x.npz", (97, 8, 8))
     common = f"--data {path} --split train --epochs 2 --batch-size 19 --classes {SMALL[ddpm]} --device cpu "
-    common += "--optimizer muon --dtype fp32 --fid-runs 1 --fid-samples 50 --dims 64 "
+    common += "--optimizer muon --dtype fp32 --fid-runs 1 --fid-samples 20 --dims 64 "
     common += f"--weights {stem_file} --out"
     call(ddpm, common, tmp_path / "one")
     process = torchrun(common, tmp_path / "two")
