@@ -379,17 +379,18 @@ def read_torch(path):
 def save_grid(path, rows, across=8):
     """A .png of {title: uint8 images (N, C, H, W)}, `across` in a line. At the left stand the titles, without
     what they have in brackets."""
-    rows = {title.split("(")[0]: images for title, images in rows.items()}
     side = next(iter(rows.values())).shape[2]
     zoom = max(1, 84 // side)
     cell = side * zoom + 3
-    left = max(int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(title)) for title in rows)
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    left = max(int(pen.textlength(title.split("(")[0])) for title in rows)
     left += 12 * bool(left)
     lines = {title: -(-len(images) // across) for title, images in rows.items()}
     sheet = Image.new("RGB", (left + across * cell, sum(lines.values()) * cell), "white")
     top = 0
     for title, images in rows.items():
-        ImageDraw.Draw(sheet).text((4, top + lines[title] * cell // 2 - 6), title, fill="black")
+        middle = top + lines[title] * cell // 2
+        ImageDraw.Draw(sheet).text((4, middle - 6), title.split("(")[0], fill="black")
         for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             image = ImageOps.scale(Image.fromarray(image.squeeze()), zoom, Image.Resampling.NEAREST)
             sheet.paste(image, (left + i % across * cell, top + i // across * cell))

@@ -45,7 +45,7 @@ def get_args(argv=None):
     add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule (paper: linear)")
     add("--predict", choices=PREDICTIONS, default="v", help="prediction: v, or the noise epsilon (paper)")
     add("--unet", choices=tuple(UNETS), default="deeper",
-        help="baseline and deeper are the paper's, small and tiny suit a CPU, large is for the best samples")
+        help="baseline and deeper are the paper's, small and tiny suit a CPU")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at 7 x 7 (paper: none)")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
@@ -109,7 +109,6 @@ UNETS = {  # p x p pixels make a position; channels of extra layers at full reso
     # channels of each level, the bottleneck last
     "baseline": (1, 0, (64, 128, 256)),
     "deeper": (1, 0, (64, 128, 256, 512)),
-    "large": (2, 32, (96, 192, 256)),
     "small": (2, 16, (64, 128, 192)),
     "tiny": (2, 16, (16, 64, 64)),
 }

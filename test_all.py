@@ -642,7 +642,7 @@ def test_progress_is_a_line_a_minute_where_there_is_no_terminal(capsys, monkeypa
 def test_shapes_and_ranges_from_door_to_door(script, channels, size):
     torch.manual_seed(0)
     shape, few = (channels, size, size), {"steps": 2} if script is ddpm else {}
-    net = script.Model(shape, **({"guide": True, "unet": "large"} if script is ddpm else {}))
+    net = script.Model(shape, **({"guide": True, "unet": "small"} if script is ddpm else {}))
     images, low = bits(4, channels, size, size), 0 if script is cvae else -1
     x = script.to_model(images)
     assert x.shape == images.shape and x.dtype == torch.float32
