@@ -561,7 +561,8 @@ def validation_part(args, n):
         return None
     try:
         images, labels, _ = data.load(args.data, args.root, "val", args.size)
-    except data.Error:
+    except data.Error as error:
+        print(f"no validation loss: {error}")
         return None
     n = max(1, n // 12)
     return images[:n].to(args.device), labels[:n].to(args.device)
