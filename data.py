@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter
@@ -141,11 +142,18 @@ def load_folder(folder, split, size):
         raise Error(f"{folder}: {others} lies beside its splits {', '.join(part.name for part in parts)}")
     parts = parts or {folder: None}
     names = sorted({name for part in parts for name in subfolders(part)})
+    if len({unicodedata.normalize("NFC", name).casefold().strip() for name in names}) < len(names):
+        raise Error(f"{folder}: some of its classes differ in spelling only: {', '.join(names)}")
+    files, others = [], Counter()
     for place in {folder, *parts}:
-        loose = sum(f.is_file() and is_picture(f.name) for f in place.iterdir())
+        beside = [f.name for f in place.iterdir() if f.is_file() and not hidden(f.name)]
+        loose = sum(map(is_picture, beside))
         if loose and (names or place not in parts):
             raise Error(f"{place}: {loose} pictures lie loose beside its subfolders; move them into a class")
-    files, others = [], Counter()
+        others.update(Path(name).suffix.lower() or "without an ending" for name in beside if names)
+    for name in names if None in parts.values() else ():
+        if deep := [sub for sub in subfolders(folder / name) if sub.lower() in SPELLINGS]:
+            raise Error(f"{folder / name} holds {deep[0]}: splits go above the classes, {deep[0]}/{name}")
     for part, of in parts.items():
         for path, k in list_files(part, names or ["."]):
             if not is_picture(path):
@@ -175,27 +183,27 @@ def is_picture(name):
 
 def list_files(folder, names):
     """[(path, class)] of a folder's files: links followed, each file once a class, no hidden ones."""
-    from torchvision.datasets import ImageFolder  # here alone: it takes seconds
+    found = []
+    for k, name in enumerate(names):
+        start = os.path.realpath(folder / name)
+        seen = {start}
 
-    class Files(ImageFolder):
-        def find_classes(self, directory):
-            return names, {name: k for k, name in enumerate(names)}
+        def new(path, start=start, seen=seen):
+            real = os.path.realpath(path)
+            known = real in seen or hidden(os.path.basename(path)) or Path(start).is_relative_to(real)
+            seen.add(real)
+            return not known
 
-    seen = set()
-
-    def new(path):
-        parts = Path(path).relative_to(folder).parts
-        key = (parts[0], os.path.realpath(path))
-        known = key in seen or any(map(hidden, parts))
-        seen.add(key)
-        return not known
-
-    return Files(folder, is_valid_file=new, allow_empty=True).samples
+        for place, below, files in os.walk(folder / name, followlinks=True):
+            below[:] = [sub for sub in sorted(below) if new(os.path.join(place, sub))]
+            paths = [os.path.join(place, file) for file in sorted(files)]
+            found += [(path, k) for path in paths if new(path)]
+    return found
 
 
 def part_of(path):
     """The split of a picture, which depends on its own name alone: others may come and go."""
-    n = int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") % 10
+    n = int.from_bytes(hashlib.sha256(os.fsencode(path.as_posix())).digest()[:4], "big") % 10
     return "val" if n == 0 else "test" if n < 3 else "train"
 
 
@@ -240,9 +248,13 @@ def read_picture(path):
                 image = Image.fromarray((values / 257).round().astype(np.uint8))
                 image.info["peak"] = int(values.max())
                 return image
+            if ";16" in str(image.tile):  # 16-bit colours, of which PIL gives the high byte
+                image.info["peak"] = 256 * max(high for _, high in image.getextrema()) + 255
             if image.mode in "IF" or image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("32-bit values or transparency, whose look is not certain")
-            return ImageOps.exif_transpose(image).convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            upright = ImageOps.exif_transpose(image).convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            upright.info |= {k: v for k, v in image.info.items() if k == "peak"}
+            return upright
     except Exception as error:  # Pillow raises a dozen types for a broken file
         raise Error(f"{path} is not a usable picture: {one_line(error)}", 1) from None
 
@@ -293,6 +305,8 @@ def draw_labels(classes, n, label=None, seed=0):
 
     label: None for the proportions of the training data; a class's number, name or first letters; or n of
     them: a list, an array or a tensor, (n,) or (n, 1). Raises Error."""
+    if n < 1:
+        raise Error(f"{n} samples: it can be 1 or more")
     if label is None:
         if not classes:
             return None
@@ -301,6 +315,7 @@ def draw_labels(classes, n, label=None, seed=0):
     if not classes:
         raise Error(f"label {label}: the model was trained without --classes")
     label = np.asarray(label.cpu() if torch.is_tensor(label) else label)
+    label = label.astype(str) if label.dtype == object else label  # a column of names
     if label.dtype.kind not in "iuU" or label.size not in (1, n) or label.ndim > 2:
         raise Error(f"label: {label.dtype} {label.shape}, not one class or {n} of them, by number or name")
     found = {one: find_class(classes, one) for one in set(label.reshape(-1).tolist())}
@@ -363,7 +378,7 @@ def read_torch(path):
     """What torch.save wrote, which can run no code. Raises Error for other and for damaged files."""
     try:
         if not zipfile.is_zipfile(path):
-            raise Error(f"{path} is no checkpoint: torch.save did not write it" if Path(path).is_file() else
+            raise Error(f"{path} is damaged, or no checkpoint at all" if Path(path).is_file() else
                         f"no file at {path}", 1)
         with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
             if damaged := file.testzip():

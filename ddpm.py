@@ -516,6 +516,8 @@ def read_args(p, argv):
         p.error("--ckpt needs --sample N or --fid-runs N")
     named, args.out = args.out, args.out or Path("out") / NAME
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
+    if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
+        raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
     if not (args.sample or args.ckpt):  # a training
         if args.resume:
             then = read(ckpt, "settings")["settings"]
@@ -590,7 +592,7 @@ def begin(args, state, about):
     if not rows:
         save_checkpoint(args, state, rows, about)  # a disk that takes none is found now
     if len(rows) < args.epochs:  # results do not outlive what they came from
-        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv"):
+        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz"):
             (args.out / stale).unlink(missing_ok=True)
     return rows
 

@@ -185,6 +185,8 @@ def check_images(images):
     except (TypeError, ValueError, RuntimeError) as error:
         raise data.Error(f"images are no array: {data.one_line(error)}") from None
     shape, x = tuple(x.shape), x[:, None] if x.ndim == 3 else x
+    if len(shape) == 3 and shape[0] == 3:
+        raise data.Error(f"images are {shape}, a colour image or three grey ones? Add a dimension")
     first, last = (x.ndim == 4 and x.shape[i] in (1, 3) for i in (1, 3))
     if x.numel() == 0 or first == last:
         raise data.Error(f"images are {shape}, not clearly (N, C, H, W), (N, H, W, C) or (N, H, W), C 1 or 3")

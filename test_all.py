@@ -13,10 +13,12 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -428,6 +430,41 @@ def test_12_bits_in_16_are_refused_since_they_would_be_nearly_black(tmp_path):
 
 
 # ---- data.py: batches and labels ----
+
+def test_what_a_laboratorys_folder_may_hold(tmp_path, capsys):
+    """Read right, counted in a line or refused in one, never silently something else."""
+    def cells(name, classes=("a", "b"), value=200):
+        for kind in classes:
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (20, 20), value + i).save(tmp_path / name / kind / f"{i}.png")
+        return tmp_path / name
+
+    def refuses(folder, said):
+        with raises(data.Error, match=said) as error:
+            data.load(str(folder))
+        assert "\n" not in str(error.value)
+
+    loops = cells("loops")
+    (loops / "a" / "self").symlink_to(loops / "a")
+    (loops / "a" / "up").symlink_to(loops)
+    os.rename(loops / "b" / "0.png", os.fsencode(loops / "b") + b"/Z\xe4hne.png")  # not UTF-8
+    (loops / "labels.csv").write_text("a,b")
+    images, labels, names = data.load(str(loops))
+    assert labels.tolist() == [0] * 3 + [1] * 3 and names == ["a", "b"]
+    assert "not read: 1 .csv" in capsys.readouterr().err
+    refuses(cells("spelled", ("Cell", "cell ")), "differ in spelling only: Cell, cell ")
+    refuses(cells("deep", ("a/train", "a/test")), "holds test: splits go above the classes, test/a")
+    dark = cells("dark", ("a",))
+    values = np.full((20, 20, 3), 4095, ">u2")
+    header = struct.pack(">IIBBBBB", 20, 20, 16, 2, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    (dark / "a" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks))
+    refuses(dark, "16-bit pictures is above 4095 of 65535")
+    refused("lies in --data", cvae, f"--data {loops} --out {loops / 'run'}")
+
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_epoch_visits_each_image_once_with_its_label(augment):
