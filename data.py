@@ -479,11 +479,15 @@ def device(text="auto"):
 
 
 def bf16(device, dtype="auto"):
-    """Whether the networks compute in bf16: where dtype says so; auto: where the hardware has it."""
+    """Whether the networks compute in bf16: where dtype says so; auto: where that is faster than fp32."""
     choose("dtype", dtype, ("auto", "fp32", "bf16"))
-    fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)}
-    return dtype == "bf16" or dtype == "auto" and fast.get(device.type, bool)()
+    if dtype != "auto" or device.type not in ("cuda", "cpu"):
+        return dtype == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    amd = "AMD" in cpu.get("cpu_name", "")                # an Intel with AVX-512 alone is slower in bf16
+    return bool(cpu.get("amx_bf16") or amd and cpu.get("avx512_bf16"))
 
 
 def autocast(device, dtype="auto"):

@@ -650,13 +650,21 @@ def test_a_users_mistake_is_one_line_and_a_learners_a_traceback(capsys, monkeypa
     assert sys.stdout.buffer.getvalue() == b"0.4 ? 0.1\n"
 
 
-def test_dtype_auto_takes_bf16_where_the_hardware_has_it(monkeypatch):
+def test_dtype_auto_takes_bf16_where_it_is_faster(monkeypatch):
     asked = mock.Mock(side_effect=lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert not data.bf16(cuda) and data.bf16(cuda, "bf16") and not data.bf16(cpu, "fp32")
     asked.side_effect = lambda including_emulation=True: True
     assert data.bf16(cuda) and not data.bf16(cuda, "fp32")
+    amd, xeon = "AMD EPYC 9B45 128-Core Processor", "Intel(R) Xeon(R) Processor"
+    for name, amx, avx, fast in ((amd, False, True, True), (xeon, False, True, False),
+                                 (xeon, True, True, True), (amd, False, False, False)):
+        cpu_has = {"cpu_name": name, "amx_bf16": amx, "avx512_bf16": avx}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=cpu_has: has, raising=False)
+        assert data.bf16(cpu) is fast and data.bf16(cpu, "bf16")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not data.bf16(cpu)
     with raises(data.Error, match="'fp16'.*auto, fp32, bf16"):
         data.bf16(cpu, "fp16")
 

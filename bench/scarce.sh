@@ -6,8 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . bench/run.sh
 S=$OUT/scarce
-val="--part val --seeds 100 200 300"
-more="--repeats 0 250 500 1000 2000"
+val="--part val --seeds 100 200"
 gently="--lr 3e-4 --muon-lr 0.005"  # for weights that are trained already
 
 bench() { step "$PYTHON" -m bench.scarce "$@" ${ROOT:+--root "$ROOT"} --rows "$S/rows.json"; }
@@ -29,24 +28,43 @@ draw() {
   step "$PYTHON" "$1.py" ${DEVICE:+--device "$DEVICE"} --sample "$3" "${@:4}" --out "$S/$2"
 }
 
-# generator NAME TYPE LEFT CHOICE: trained on what is left, with 4,000 samples of the type
+# generator NAME TYPE LEFT CHOICE: trained on what is left, with samples of the type
 generator() {
-  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1
+  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=2000
+  if [ "$2 $3" = "0 50" ]; then n=4000; fi  # how many are best?
   if [ -f "$S/$out/samples.npz" ]; then return; fi
   if [ ! -f "$few" ]; then bench prepare --type "$2" --left "$3" --choice "$4" --out "$few"; fi
   case $1 in
-    init)  # an hour or more, once a type, on all the others; then 25 core-minutes
+    init*)  # half an hour, once for two types, on all the others; then some minutes for each choice
       script=ddpm
-      local others=$S/without$2.npz
-      if [ ! -f "$others" ]; then bench prepare --type "$2" --left 0 --out "$others"; fi
-      train ddpm "pre$2" --data "$others" --unet small --epochs 20
-      train ddpm "$out" --data "$few" --balance 1 --init "$S/pre$2/model.pt" --epochs 5 $gently
+      local others pair=35 balance=1 epochs=3
+      case $2 in 0 | 4) pair=04 ;; esac
+      others=$S/without$pair.npz
+      if [ ! -f "$others" ]; then
+        bench prepare --type ${pair:0:1} --left 0 --out "$S/without${pair:0:1}.npz"
+        bench prepare --type ${pair:1:1} --left 0 --out "$others" --data "$S/without${pair:0:1}.npz"
+      fi
+      train ddpm "pre$pair" --data "$others" --unet small --epochs 20
+      case $1 in  # settings that were tried
+        *-b*) balance=${1#*-b} ;;
+        *-e*) epochs=${1#*-e} ;;
+      esac
+      case $1 in
+        *-g*)
+          generator init "$2" "$3" "$4"
+          draw ddpm "$out" "$n" --label "$2" --guidance "${1#*-g}" --ckpt "$S/n$3-t$2-c$4-init/model.pt"
+          ;;
+        *)
+          train ddpm "$out" --data "$few" --balance $balance --init "$S/pre$pair/model.pt" \
+            --epochs $epochs $gently
+          ;;
+      esac
       ;;
     ddpm) train ddpm "$out" --data "$few" --balance 1 --unet small --epochs 40 ;;
     dcgan) train dcgan "$out" --data "$few" --balance 1 --epochs 120 ;;
     cvae) train cvae "$out" --data "$few" --balance 1 --epochs 40 ;;
   esac
-  draw "$script" "$out" 4000 --label "$2"
+  draw "$script" "$out" $n --label "$2"
 }
 
 # rows NAME TYPE LEFT CHOICE FLAGS: classifiers with samples of a generator. Without further flags: the
@@ -57,12 +75,20 @@ rows() {
     --samples "$S/n$3-t$2-c$4-$1/samples.npz" "${@:5}"
 }
 
+# tried: ways to train and to sample, one choice of 50 basophils, on the val part
+tried() {
+  for name in init init-b0 init-b0.5 init-e6 init-g0 init-g1.2; do
+    rows $name 0 50 0 $val --repeats 500 --counts 1000 --seeds 100 200 300
+  done
+}
+
 # chosen LEFT: settings for basophils, on the val part
 chosen() {
   for choice in 0 1 2; do
-    bench rows --type 0 --left "$1" --choice $choice $val $more
+    bench rows --type 0 --left "$1" --choice $choice $val --repeats 0 250 500 1000 2000
     bench rows --type 0 --left "$1" --choice $choice $val --weighted
-    rows init 0 "$1" $choice $val --repeats 0 500 1000 --counts 250 500 1000 2000 4000
+    rows init 0 "$1" $choice $val --repeats 0 500 1000 --counts 500 1000 2000
+    if [ "$1" = 50 ]; then rows init 0 "$1" $choice $val --repeats 500 --counts 250 4000; fi
   done
 }
 
@@ -70,11 +96,9 @@ basophils() {
   bench rows --repeats 0  # all real cells
   for left in 50 20; do
     chosen $left
-    for choice in 0 1 2; do
-      rows init 0 $left $choice
-      bench rows --type 0 --left $left --choice $choice --steps 3000  # twice the steps
-    done
+    for choice in 0 1 2; do rows init 0 $left $choice; done
   done
+  for choice in 0 1 2; do bench rows --type 0 --left 50 --choice $choice --steps 3000; done  # twice the steps
 }
 
 types() {  # monocyte, immature granulocyte, lymphocyte
