@@ -1,16 +1,18 @@
 """Convolutional variational autoencoder on 28 x 28 blood cells (VAE, Kingma & Welling, 2014).
 
 An encoder turns an image into a Gaussian over latents, a decoder turns a latent into an image. Training
-maximises a lower bound of the data's log-likelihood, the ELBO.
+maximises a lower bound of the data's log-likelihood, the ELBO (evidence lower bound). "The paper" below is
+Matos (2025), see README.md.
 
-Measured: FID-768 0.4059 ± 0.0012 after 26 epochs (five draws of 10,000 samples; a CPU core, torch 2.14.1).
-README.md says what the figure means, RESULTS.md how it was measured.
+Measured: FID-768 0.4059 ± 0.0012 with `--classes --split train --epochs 26` (five draws of 10,000 samples; a
+CPU core, torch 2.14.1). RESULTS.md says how, README.md what the figure means.
 
-    python cvae.py --sample 64              sample from the pretrained model
-    python cvae.py                          train on BloodMNIST, into out/cvae
-    python cvae.py --resume                 continue a run that was stopped
-    python cvae.py --paper                  train with the paper's settings
-    python cvae.py --resume --fid-runs 5    measure what was trained: FID, mean ± std of five draws
+    python cvae.py --ckpt pretrained --sample 64      sample from the pretrained model
+    python cvae.py                                    train on BloodMNIST, into out/cvae
+    python cvae.py --resume                           continue a run that was stopped
+    python cvae.py --sample 64                        sample from the model in out/cvae
+    python cvae.py --ckpt out/cvae/model.pt --fid-runs 5    measure it: FID, mean ± std of five draws
+    python cvae.py --paper --out out/paper            train with the paper's settings
 """
 import argparse
 import json
@@ -31,6 +33,7 @@ import fid
 NAME = "cvae"
 LOSSES = ("loss", "nll", "kl")  # the losses in log.csv
 SAMPLER = ("prior",)            # the flags that sample() takes
+# the settings of Matos (2025), which --paper takes
 PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior="normal", kl_weight=0.75)
 DECODERS = ("residual", "transposed")
 LIKELIHOODS = ("gaussian", "bernoulli")
@@ -45,36 +48,38 @@ def get_args(argv=None):
         help="residual blocks, or the paper's transposed convolutions")
     add("--likelihood", choices=LIKELIHOODS, default="gaussian",
         help="noise model of a pixel: a Gaussian of the best width, or cross-entropy (paper)")
-    add("--kl-weight", type=data.number(float, 0), default=1.0, help="beta, of the KL term (paper: 0.75)")
+    add("--kl-weight", type=data.number(float, 0), default=1.0, help="weight of the KL term (paper: 0.75)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam")
-    add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
+    add("--seed", type=data.number(int, 0, 2**31), default=0, help="seed of the training, or of --sample")
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
-    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--out", type=Path, help=f"folder of the run; else out/{NAME}")
+    add("--out", type=Path, help=f"folder of the run; else out/{NAME}, or out/{NAME}-pretrained")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
-    add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
+    add("--paper", action="store_true", help="settings of Matos (2025) for all flags not given")
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT or ~/.medmnist")
     add("--split", choices=("train", "val", "test", "all"), default="all",
-        help="part to train on, or to measure against")
+        help="part to train on; or to measure against, where the model's own part goes first")
     add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
-    add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
-    add("--label", help="with --sample: a class, by name or number; else as in the training data")
-    add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
-    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets to measure")
-    add("--fid-samples", type=data.number(int, 4), metavar="N", help="samples in a set; else 10000 or all")
-    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="of Inception: fid, imagenet or a file")
+    add("--ckpt", metavar="FILE", help="for --sample and --fid-runs: a model.pt, or `pretrained`")
+    add("--label", help="with --sample: one class, by name or number; else all, as often as in training")
+    add("--png", action="store_true", help="with --sample: .png files as well, one folder per class")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N",
+        help="measure the FID of N sets of samples; without --ckpt or --sample: after the training")
+    add("--fid-samples", type=data.number(int, 4), metavar="N",
+        help="samples in each set; else 10000, or as many as there are real images")
+    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="number of features of the FID")
+    add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     add("--prior", choices=PRIORS, default="fitted",
         help="sample latents from a Gaussian fitted to those of each class, or from N(0, I) (paper)")
     return read_args(p, argv)
@@ -84,7 +89,7 @@ def get_args(argv=None):
 # Model.
 
 class GroupNorm(nn.GroupNorm):
-    """In fp32 under bf16 autocast too: bf16 is too coarse for mean and variance, and slower on a CPU."""
+    """Computes in fp32 even under autocast: bf16 is too coarse for mean and variance, and slower on a CPU."""
 
     def forward(self, x):
         return super().forward(x.float())
@@ -111,25 +116,25 @@ class VAE(nn.Module):
         super().__init__()
         data.choose("decoder", decoder, DECODERS)
         # the arguments above, which model.pt keeps to build the network again
-        self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.model_args = dict(shape=shape, classes=classes, latent_dim=latent_dim, decoder=decoder)
         self.shape, self.classes, self.latent_dim = tuple(shape), dict(classes), latent_dim
-        self.label = nn.Embedding(len(classes), 2 * latent_dim) if classes else None
-        code = latent_dim + len(classes)                     # the decoder sees the label, one-hot
+        self.label = nn.Embedding(len(classes), 2 * latent_dim) if classes else None  # added to mu, logvar
+        inputs = latent_dim + len(classes)                   # the decoder sees latent and label, one-hot
         full, half, quarter, eighth = (shape[1] // 2 ** k for k in range(4))  # 28, 14, 7, 3
         self.encoder = nn.Sequential(
             nn.Conv2d(shape[0], 32, 4, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Linear(128 * eighth ** 2, 2 * latent_dim))
-        if decoder == "transposed":                          # output_padding: the row that halving dropped
+        if decoder == "transposed":                          # output_padding: 3 doubled is 6, with it 7
             self.decoder = nn.Sequential(
-                nn.Linear(code, 128 * eighth ** 2), nn.ReLU(), nn.Unflatten(1, (128, eighth, eighth)),
+                nn.Linear(inputs, 128 * eighth ** 2), nn.ReLU(), nn.Unflatten(1, (128, eighth, eighth)),
                 nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, output_padding=quarter % 2), nn.ReLU(),
                 nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, output_padding=half % 2), nn.ReLU(),
                 nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1, output_padding=full % 2))
-        else:                                                # upsampling leaves no checkerboard
+        else:                                                # transposed convolutions leave checkerboards
             self.decoder = nn.Sequential(
-                nn.Linear(code, 128 * quarter ** 2), nn.Unflatten(1, (128, quarter, quarter)),
+                nn.Linear(inputs, 128 * quarter ** 2), nn.Unflatten(1, (128, quarter, quarter)),
                 Residual(128), nn.Upsample(half), nn.Conv2d(128, 64, 3, padding=1),
                 Residual(64), nn.Upsample(full), nn.Conv2d(64, 32, 3, padding=1),
                 Residual(32), GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, shape[0], 3, padding=1))
@@ -141,22 +146,27 @@ class VAE(nn.Module):
 
     def encode(self, x, y=None):                             # (B, C, 28, 28) -> (B, latent), (B, latent)
         h = self.encoder(x).float()
-        return (h + self.label(y) if self.classes else h).chunk(2, dim=1)
+        if self.classes:
+            h = h + self.label(y)
+        return h.chunk(2, dim=1)
 
     def decode(self, z, y=None):                             # (B, latent) -> (B, C, 28, 28), logits
-        return self.decoder(torch.cat([z, F.one_hot(y, len(self.classes))], 1) if self.classes else z)
+        if self.classes:
+            z = torch.cat([z, F.one_hot(y, len(self.classes))], 1)
+        return self.decoder(z)
 
 
-Model = VAE
+Model = VAE  # its name in the bookkeeping
 
 
 # ----------------------------------------------------------------------------------------------------
 # Objective.
 
-def reparameterize(mu, logvar):
-    """z = mu + sigma * epsilon: a draw from N(mu, sigma^2) that gradients pass through, Kingma & Welling sec.
-    2.4."""
-    return mu + (0.5 * logvar).exp() * torch.randn_like(mu)
+def reparameterize(mu, logvar, generator=None):
+    """A draw z = mu + sigma * epsilon from N(mu, sigma^2), epsilon from N(0, I), so that gradients reach mu
+    and sigma. Kingma & Welling sec. 2.4."""
+    epsilon = torch.randn(mu.shape, generator=generator, device=mu.device)
+    return mu + (0.5 * logvar).exp() * epsilon
 
 
 def kl_divergence(mu, logvar):
@@ -165,11 +175,12 @@ def kl_divergence(mu, logvar):
 
 
 def negative_log_likelihood(logits, x, likelihood):
-    """-log p(x | z) in nats an image, x (B, C, H, W) in [0, 1].
+    """-log p(x | z), the mean over the images, by the natural logarithm. x: (B, C, H, W) in [0, 1].
 
-    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), sigma^2). A pixel then costs
-    (log(2 pi sigma^2) + mse / sigma^2) / 2, which is least at sigma^2 = mse (Rybkin et al., 2021, eq. 4). As
-    mse falls, small errors count more. sigma is at least that of rounding to uint8."""
+    bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), sigma^2), with one sigma for
+    the batch. A pixel then costs (log(2 pi sigma^2) + mse / sigma^2) / 2, which is least at sigma^2 = mse
+    (Rybkin et al., 2021, eq. 4) and leaves log(mse): nothing is tuned between NLL and KL, and it can be
+    negative. mse is at least the variance of rounding to 1/255, (1/255)^2 / 12."""
     data.choose("likelihood", likelihood, LIKELIHOODS)
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
@@ -178,9 +189,8 @@ def negative_log_likelihood(logits, x, likelihood):
 
 
 def objective(model, x, y, kl_weight=1.0, likelihood="gaussian"):
-    """The negative ELBO, NLL + beta KL (Higgins et al., 2017), per image, in nats: loss, nll, kl.
-
-    x: (B, C, H, W), what to_model() gives, in [0, 1]. y: labels (B,) or None."""
+    """(loss, nll, kl), means over the images: loss = nll + beta kl (Higgins et al., 2017), with beta 1 the
+    negative ELBO. x: (B, C, H, W) in [0, 1], what to_model() gives. y: labels (B,) or None."""
     mu, logvar = model.encode(x, y)
     nll = negative_log_likelihood(model.decode(reparameterize(mu, logvar), y).float(), x, likelihood)
     kl = kl_divergence(mu, logvar).mean()
@@ -202,17 +212,19 @@ def from_model(logits):
 
 @torch.inference_mode()
 def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch=None):
-    """n samples, uint8 (n, C, H, W) on the CPU, which the seed fixes. label: as data.draw_labels has it.
-    prior: "fitted" or "normal". batch: samples at a time; None: 1000 of 28 x 28, fewer of larger."""
+    """n samples, uint8 (n, C, H, W) on the CPU; the same seed gives the same ones. label: see
+    data.draw_labels. prior: "fitted" or "normal". batch: samples at a time; None: 1000 of 28 x 28, fewer of
+    larger."""
     data.choose("prior", prior, PRIORS)
-    labels, device, images = data.draw_labels(model.classes, n, label, seed), model.mean.device, []
+    device, images = model.mean.device, []
+    labels = data.draw_labels(model.classes, n, label, seed)
     generator = torch.Generator(device).manual_seed(int(seed))
     batch = batch or max(1, 1000 * 28 ** 2 // math.prod(model.shape[1:]))
     for i in data.progress(range(0, n, batch), "sampling"):
         z = torch.randn(min(batch, n - i), model.latent_dim, generator=generator, device=device)
         y = None if labels is None else labels[i:i + batch].to(device)
         if prior == "fitted":
-            k = slice(1) if y is None else y                 # without classes there is one prior
+            k = 0 if y is None else y                        # without classes there is one prior
             z = model.mean[k] + (model.cholesky[k] @ z[..., None])[..., 0]
         with data.autocast(device, dtype):
             images.append(from_model(model.decode(z, y)).cpu())
@@ -221,16 +233,16 @@ def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch=Non
 
 @torch.inference_mode()
 def fit_prior(model, images, labels):
-    """Fits a Gaussian to the latents z ~ q(z | x) of each class (Ghosh et al., 2020), since they do not fill
-    N(0, I). Its covariance is mixed with that of all latents, as if D of these were added to the class: that
-    of a few images alone would be singular."""
+    """Fits a Gaussian to the latents of each class (Ghosh et al., 2020). Training pulls them towards N(0, I),
+    but they do not fill it, and a latent from where none lies gives a bad image. With fewer images than
+    latent dimensions d a covariance would be singular. So it is a weighted mean: n parts the covariance of
+    the class's n latents, d parts that of all. A class without images keeps N(0, I)."""
     generator, latents = torch.Generator(images.device).manual_seed(0), []
     for i in range(0, len(images), 1000):
         mu, logvar = model.encode(to_model(images[i:i + 1000]), labels[i:i + 1000])
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-        latents.append(mu + (0.5 * logvar).exp() * noise)
+        latents.append(reparameterize(mu, logvar, generator))
     latents, d = torch.cat(latents), model.latent_dim
-    whole = latents.T.cov(correction=0) + 1e-4 * torch.eye(d, device=latents.device)
+    whole = latents.T.cov(correction=0) + 1e-4 * torch.eye(d, device=latents.device)  # stable to factorize
     for k in range(len(model.mean)):
         z = latents[labels == k] if model.classes else latents
         if n := len(z):
@@ -245,7 +257,8 @@ def fit_prior(model, images, labels):
 def train(args):
     images, labels, names = data.load(args.data, args.root, args.split, args.size)
     about = data.describe(images, labels, names)
-    held_out = validation_part(args, len(images))
+    held_out = data.validation_part(args.data, args.root, args.split, args.size, len(images))
+    held_out = [x.to(args.device) for x in held_out]
     images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
     model = VAE(about["shape"], about["classes"] if args.classes else {}, args.latent_dim, args.decoder)
@@ -270,7 +283,7 @@ def train(args):
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
             fit_prior(model, images, labels)                 # it is not learned by gradients
             save_model(args, model, about, len(rows))
-            save_checkpoint(args, state, rows, about)        # last: a run killed before it repeats the epoch
+            save_checkpoint(args, state, rows, about)        # last: if killed before it, epochs are repeated
             saved = time.monotonic()
 
 
@@ -285,90 +298,93 @@ def validate(args, model, images, labels):
     return total.item() / len(images)
 
 
-# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py ----
+# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py, so that each is complete ----
 
 def read_args(p, argv):
-    """The flags. --paper and --resume set the defaults of what is not given. Nothing is replaced unasked."""
+    """The flags. What the command line names goes first; then, with --resume, the settings of the run; then,
+    with --paper, the paper's; then the defaults. Checks what can be known now."""
     p.error = data.refuse
-    args = p.parse_args(argv)
-    if args.paper:
-        p.set_defaults(**PAPER)
-        args = p.parse_args(argv)
-        print("the paper's settings:", *(
-            f"--{k}={v}".replace("_", "-") for k, v in vars(args).items() if k in PAPER and v is not False),
-            *(f"--no-{k}" for k in PAPER if getattr(args, k) is False))
-    if "TORCHELASTIC_RUN_ID" in os.environ and (NAME != "ddpm" or args.sample or args.ckpt):
+    defaults = vars(p.parse_args([]))
+    given = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
+    given = {k: v for k, v in given.items() if v is not None}  # only what the command line names
+    if given.get("paper"):
+        given = PAPER | given
+        print("the paper's settings:", *(f"--no-{k}" if given[k] is False else
+                                         f"--{k}={given[k]}".replace("_", "-") for k in PAPER))
+    args = argparse.Namespace(**defaults | given)
+    training = not (args.sample or args.ckpt)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not (NAME == "ddpm" and training):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt needs --sample N or --fid-runs N")
-    named, args.out = args.out, args.out or Path("out") / NAME
-    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
+    args.out = args.out or Path("out") / NAME
     if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
         raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
-    if not (args.sample or args.ckpt):  # a training
-        if args.resume:
-            then = read(ckpt, "settings")["settings"]
-            paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
-            p.set_defaults(**then)
-            now = vars(p.parse_args(argv)) | paper
-            if other := [k for k in then if k not in ("data", "root", "epochs") and now[k] != then[k]]:
-                raise data.Error("--resume with other settings: " + ", ".join(
-                    f"{k} {then[k]} then, {now[k]} now" for k in other))
-            vars(args).update({k: now[k] for k in then})
-        elif not args.overwrite and (model.exists() or ckpt.exists()):
-            raise data.Error(f"{args.out} holds a run: --resume continues it, --overwrite trains anew")
-        return args
+    if training:
+        training_args(args, given)
+    else:
+        sampling_args(args, given)
+    return args
+
+
+def training_args(args, given):
+    """A new run, in a folder that holds nothing yet; or with --resume the settings of the run in --out."""
+    if not args.resume:
+        there = [f for f in ("ckpt.pt", "model.pt", "samples.npz", "samples") if (args.out / f).exists()]
+        if there and not args.overwrite:
+            raise data.Error(f"{args.out} holds {there[0]}: --resume continues it, --overwrite trains anew")
+        return
+    saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
+    wanted = saved | {k: v for k, v in given.items() if k in saved}
+    if other := [k for k in saved if k not in ("data", "root", "epochs") and wanted[k] != saved[k]]:
+        raise data.Error("--resume with other settings: " + ", ".join(
+            f"{k} {saved[k]} then, {wanted[k]} now" for k in other))
+    vars(args).update(wanted)
+
+
+def sampling_args(args, given):
+    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Against which data it is
+    measured: unless named, those that it was trained on."""
+    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not args.ckpt:
-        if not model.exists() and (named or ckpt.exists()):
+        if not model.exists() and ("out" in given or ckpt.exists()):
             raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
         args.ckpt = model if model.exists() else "pretrained"
+    if args.ckpt == "pretrained" and "out" not in given:
+        args.out = Path("out") / f"{NAME}-pretrained"
     elif (model.exists() or ckpt.exists()) and Path(args.ckpt).resolve() != model.resolve():
         raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
     there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
-    trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
-    p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
-    now = p.parse_args(argv)
-    if args.sample and now.data != trained["data"]:
-        raise data.Error(f"--data {now.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
-    vars(args).update({k: getattr(now, k) for k in ("data", "root", "split", "size")})
-    return args
+    trained = load(args.ckpt, "cpu").trained
+    for k in ("data", "root", "split", "size"):
+        setattr(args, k, given.get(k, trained.get(k, getattr(args, k))))
+    if args.sample and args.data != trained["data"]:
+        raise data.Error(f"--data {args.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
 
 
 def settings(args):
-    """What makes a training what it is; --resume starts from it."""
+    """The settings that --resume keeps: all but these."""
     free = {"device", "out", "resume", "overwrite", "paper", "compile", "sample", "ckpt", "label", "png",
             "fid_runs", "fid_samples", "dims", "weights", *SAMPLER}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
-def validation_part(args, n):
-    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most:
-    the loss on them takes less than 3 % of an epoch."""
-    if args.split != "train":
-        return None
-    try:
-        images, labels, _ = data.load(args.data, args.root, "val", args.size)
-    except data.Error as error:
-        print(f"no validation loss: {error}")
-        return None
-    n = max(1, n // 12)
-    return images[:n].to(args.device), labels[:n].to(args.device)
-
-
 def begin(args, state, about):
-    """The rows of the log that --resume continues, else []. Checks what can be known by now."""
+    """Before the first epoch. With --resume: fills the networks and optimizers of `state` from ckpt.pt, and
+    returns the rows of its log; else []. Checks what can fail, says what begins, and removes the results of
+    the model that is about to change. about: what data.describe() says."""
     n, rows = sum(about["classes"].values()), []
     if args.fid_runs:
         fid.check(n, args.fid_samples, args.dims, args.weights)
     if args.resume:
         ckpt = data.read_torch(args.out / "ckpt.pt")
         for k, then in ckpt["data"].items():
-            if str(about[k]) != str(then):  # the order of the classes counts
+            if str(about[k]) != str(then):  # as text: two dicts are equal in any order of the classes
                 raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
-            fill(part, ckpt[k], args.out / "ckpt.pt")
+            load_state(part, ckpt[k], args.out / "ckpt.pt")
         rows = ckpt["rows"]
     steps = data.n_batches(n, args.batch_size)
     print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
@@ -377,18 +393,17 @@ def begin(args, state, about):
           f"{'bf16' if data.bf16(args.device, args.dtype) else 'fp32'}; {steps} steps an epoch, "
           f"{steps * args.epochs:,} in all; {len(rows)} of {args.epochs} epochs done", flush=True)
     if not rows:
-        save_checkpoint(args, state, rows, about)  # a disk that takes none is found now
-    if len(rows) < args.epochs:  # results do not outlive what they came from
+        save_checkpoint(args, state, rows, about)  # a full disk fails here, not after an epoch
+    if len(rows) < args.epochs:
         for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz"):
             (args.out / stale).unlink(missing_ok=True)
     return rows
 
 
 def log(args, rows, losses, n, seconds, val_loss=None):
-    """Adds the epoch's row, prints it, writes log.csv. losses: a tensor a step, its values as in LOSSES."""
+    """Adds the epoch's row, prints it, writes log.csv. losses: one tensor per step, with the values that
+    LOSSES names. Raises Error where they are not finite."""
     means = torch.stack(losses).float().mean(0).tolist()
-    if len(means) != len(LOSSES):
-        raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
     row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
     if not all(map(math.isfinite, means)):
         raise data.Error(f"not finite: {row}; try a lower --lr", 1)
@@ -407,7 +422,7 @@ def save_checkpoint(args, state, rows, about):
 
 
 def save_model(args, net, about, epochs, **sampler):
-    """model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
+    """Writes model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
     seen = [k for k, count in enumerate(net.classes.values()) if count][:8]
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
@@ -421,34 +436,34 @@ def save_model(args, net, about, epochs, **sampler):
 def load(path="pretrained", device=None):
     """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
     path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
-    file = read(path, "weights")
+    file = read_file(path, "weights")
     try:
         model = Model(**file["model_args"])
         model.trained = file["trained"]
     except (KeyError, TypeError) as error:
         raise data.Error(f"{path} is of another version of {NAME}.py: {data.one_line(error)}", 1) from None
-    fill(model, file["weights"], path)
+    load_state(model, file["weights"], path)
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
 
-def read(path, key):
+def read_file(path, key):
     """The dict of a file that save_model (key "weights") or save_checkpoint ("settings") wrote."""
     file = data.read_torch(path)
     script = file.get("script") if isinstance(file, dict) and key in file else None
     if script != NAME:
         what = "model.pt" if key == "weights" else "ckpt.pt"
-        raise data.Error(f"{path} is no {what} of {NAME}.py" + f", but of {script}.py" * bool(script), 1)
+        other = f", but of {script}.py" if script else ""
+        raise data.Error(f"{path} is no {what} of {NAME}.py{other}", 1)
     return file
 
 
-def fill(part, state, path):
-    """part.load_state_dict(state), with one line for a network that has changed since."""
-    if isinstance(part, nn.Module):
-        mine = {k: v.shape for k, v in part.state_dict().items()}
-        theirs = {k: v.shape for k, v in state.items()}
-        if other := [k for k in mine | theirs if mine.get(k) != theirs.get(k)]:
-            raise data.Error(f"{path}: {len(other)} weights do not fit the network, such as {other[0]}", 1)
-    part.load_state_dict(state)
+def load_state(part, state, path):
+    """part.load_state_dict(state). Raises Error where the file is of another network."""
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise data.Error(f"the weights in {path} do not fit the network: {reason:.99}", 1) from None
 
 
 def main(argv=None):

@@ -35,7 +35,7 @@ DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, samples
 
 
 class Error(ValueError):
-    """What a user can cause and mend: one line. code: 2 for bad usage, 1 for a failure."""
+    """What a user can cause and mend: one line. code: the exit code, 2 for bad usage, 1 for a failure."""
 
     def __init__(self, message, code=2):
         super().__init__(message)
@@ -59,11 +59,12 @@ def load(source="bloodmnist", root=None, split="all", size=None):
     path = locate(source, root, size or 28)
     try:
         with np.load(path, allow_pickle=False) as file:
-            alone = split == "all" and "images" in file  # samples.npz, which has no splits
-            parts = [""] if alone else [f"{s}_" for s in (SPLITS if split == "all" else (split,))]
-            x = [file[f"{part}images"] for part in parts]
-            y = [file[f"{part}labels"] if not alone or "labels" in file else np.zeros(len(x[0]), int)
-                 for part in parts]
+            if split == "all" and "images" in file:  # samples.npz, which has no splits
+                x = [file["images"]]
+                y = [file["labels"] if "labels" in file else np.zeros(len(x[0]), int)]
+            else:
+                parts = SPLITS if split == "all" else (split,)
+                x, y = ([file[f"{part}_{kind}"] for part in parts] for kind in ("images", "labels"))
             names = file["class_names"].tolist() if "class_names" in file else []
         x, y, several = check_arrays(x, y)
     except Exception as error:  # numpy and zipfile raise a dozen types for a broken file
@@ -74,7 +75,7 @@ def load(source="bloodmnist", root=None, split="all", size=None):
         raise Error(f"--size {size}: {path} holds images of {x.shape[1]} x {x.shape[1]}")
     if source in NAMES:
         from medmnist import INFO  # here alone: it takes seconds
-        names = ["none"] * several + [*INFO[source]["label"].values()]
+        names = ["none"] * several + [*INFO[source]["label"].values()]  # none: without any finding
     names = [str(name) for name in names] or [str(k) for k in range(y.max() + 1)]
     if not len(set(names)) == len(names) > y.max():
         raise Error(f"{path}: class_names {names} do not name each of its classes, 0 to {y.max()}", 1)
@@ -202,7 +203,7 @@ def list_files(folder, names):
 
 
 def part_of(path):
-    """The split of a picture, which depends on its own name alone: others may come and go."""
+    """The split of a picture, by a hash of its class and name: other pictures may come and go."""
     n = int.from_bytes(hashlib.sha256(os.fsencode(path.as_posix())).digest()[:4], "big") % 10
     return "val" if n == 0 else "test" if n < 3 else "train"
 
@@ -268,11 +269,26 @@ def describe(images, labels, names):
             "sha256": sha.hexdigest()}
 
 
+def validation_part(source, root, split, size, n):
+    """[images, labels] of the val part, where a training on n images of split "train" leaves one, else [].
+    A twelfth of n at most: the loss on them takes less than 3 % of an epoch."""
+    if split != "train":
+        return []
+    try:
+        images, labels, _ = load(source, root, "val", size)
+    except Error as error:
+        print(f"no validation loss: {error}")
+        return []
+    step = -(-len(images) // max(1, n // 12))  # some of each class: the pictures of a folder lie by class
+    return [images[::step], labels[::step]]
+
+
 # ---- batches and labels ----
 
 def n_batches(n, batch_size):
-    """Batches an epoch of n images has. A last batch of one joins the one before: BatchNorm needs two."""
-    return max(1, -(-n // batch_size) - (batch_size > 1 and n % batch_size == 1))
+    """Batches in an epoch of n images. A last batch of one joins the one before: BatchNorm needs two."""
+    whole, rest = divmod(n, batch_size)
+    return max(1, whole + (rest > 1))
 
 
 def batches(images, labels, batch_size, augment=False, balance=0.0):
@@ -288,9 +304,9 @@ def batches(images, labels, batch_size, augment=False, balance=0.0):
     else:
         order = torch.randperm(n).to(device)
     turns = (torch.rand(3, n, 1, 1, 1) < 0.5).to(device)
-    last = n_batches(n, batch_size) - 1
-    for i in range(last + 1):
-        part = slice(i * batch_size, (i + 1) * batch_size if i < last else n)
+    starts = range(0, n, batch_size)[:n_batches(n, batch_size)]
+    for start, stop in zip(starts, [*starts[1:], n], strict=True):
+        part = slice(start, stop)
         x = images[order[part]]
         if augment:
             across, down, swap = turns[:, part]
@@ -375,7 +391,7 @@ def replace(tmp, path):
 
 
 def read_torch(path):
-    """What torch.save wrote, which can run no code. Raises Error for other and for damaged files."""
+    """A file of torch.save, read so that it can run no code. Raises Error for other and for damaged files."""
     try:
         if not zipfile.is_zipfile(path):
             raise Error(f"{path} is damaged, or no checkpoint at all" if Path(path).is_file() else
@@ -392,8 +408,8 @@ def read_torch(path):
 
 
 def save_grid(path, rows, across=8):
-    """A .png of {title: uint8 images (N, C, H, W)}, `across` in a line. At the left stand the titles, without
-    what they have in brackets."""
+    """A .png of {title: uint8 images (N, C, H, W)}, `across` in a line. The titles stand at the left, without
+    what is in brackets."""
     side = next(iter(rows.values())).shape[2]
     zoom = max(1, 84 // side)
     cell = side * zoom + 3

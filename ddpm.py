@@ -1,15 +1,15 @@
 """Denoising diffusion on 28 x 28 blood cells (DDPM, Ho et al., 2020).
 
-A U-Net learns to tell image and noise apart in a noised image. To sample, it starts from pure noise and
-removes it step by step, until an image is left.
+A U-Net learns to tell image and noise apart in a noised image. Sampling starts from pure noise and removes
+it step by step, until an image is left. "The paper" below is Matos (2025), see README.md.
 
-Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small`, in two parts (five draws of 10,000
-samples; a CPU core, torch 2.14.1). README.md says what the figure means, RESULTS.md how it was measured.
+Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small`, restarted once after 100 (five draws
+of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what the figure means.
 
-    python ddpm.py --sample 64                        sample from the pretrained model
+    python ddpm.py --ckpt pretrained --sample 64      sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
     python ddpm.py --resume                           continue a run that was stopped
-    python ddpm.py --unet small --epochs 80           train a network that suits a CPU
+    python ddpm.py --unet small --epochs 240          train a network that suits a CPU: hours
     python ddpm.py --init pretrained --data cells     start from the pretrained weights
     torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
 """
@@ -34,6 +34,7 @@ import fid
 NAME = "ddpm"
 LOSSES = ("loss",)                      # the losses in log.csv
 SAMPLER = ("steps", "eta", "guidance")  # the flags that sample() takes
+# the settings of Matos (2025), which --paper takes
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
              decay="none", ema=0.0, steps=0)
 
@@ -43,11 +44,12 @@ def get_args(argv=None):
     add = p.add_argument_group("model").add_argument
     add("--timesteps", type=data.number(int, 2, 10000), default=500, help="T, the number of noise levels")
     add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule (paper: linear)")
-    add("--predict", choices=PREDICTIONS, default="v", help="prediction: v, or the noise epsilon (paper)")
+    add("--predict", choices=PREDICTIONS, default="v",
+        help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
         help="baseline and deeper are the paper's, small and tiny suit a CPU")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
-        help="self-attention at 7 x 7 (paper: none)")
+        help="self-attention at the two lowest resolutions (paper: none)")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
         help="train a tiny network as well, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
@@ -57,37 +59,39 @@ def get_args(argv=None):
     add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam (paper: 1e-4)")
     add("--decay", choices=("cosine", "none"), default="cosine",
-        help="how the learning rates fall to 0, after a warm-up of 5 %% of the run (paper: none)")
+        help="how the learning rates fall to 0, after a warm-up over 5 %% of the run (paper: none)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
     add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
-    add("--seed", type=data.number(int, 0, 2**31), default=0, help="of the training, or of --sample")
+    add("--seed", type=data.number(int, 0, 2**31), default=0, help="seed of the training, or of --sample")
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
-    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--out", type=Path, help=f"folder of the run; else out/{NAME}")
+    add("--out", type=Path, help=f"folder of the run; else out/{NAME}, or out/{NAME}-pretrained")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
-    add("--paper", action="store_true", help="the paper's settings for all flags that are not given")
+    add("--paper", action="store_true", help="settings of Matos (2025) for all flags not given")
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT or ~/.medmnist")
     add("--split", choices=("train", "val", "test", "all"), default="all",
-        help="part to train on, or to measure against")
+        help="part to train on; or to measure against, where the model's own part goes first")
     add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
-    add("--ckpt", metavar="FILE", help="no training: use this model.pt, or `pretrained`")
-    add("--label", help="with --sample: a class, by name or number; else as in the training data")
-    add("--png", action="store_true", help="with --sample: .png files as well, a folder a class")
-    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N", help="sets to measure")
-    add("--fid-samples", type=data.number(int, 4), metavar="N", help="samples in a set; else 10000 or all")
-    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="of Inception: fid, imagenet or a file")
+    add("--ckpt", metavar="FILE", help="for --sample and --fid-runs: a model.pt, or `pretrained`")
+    add("--label", help="with --sample: one class, by name or number; else all, as often as in training")
+    add("--png", action="store_true", help="with --sample: .png files as well, one folder per class")
+    add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N",
+        help="measure the FID of N sets of samples; without --ckpt or --sample: after the training")
+    add("--fid-samples", type=data.number(int, 4), metavar="N",
+        help="samples in each set; else 10000, or as many as there are real images")
+    add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="number of features of the FID")
+    add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     add("--steps", type=data.number(int, 0), default=50, help="sampling steps (DDIM); 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
     add("--guidance", type=data.number(float, 0), help="strength, away from the guide; else 0.6 with a guide")
@@ -105,8 +109,9 @@ def get_args(argv=None):
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
-UNETS = {  # p x p pixels make a position; channels of extra layers at full resolution (0: no such layers);
-    # channels of each level, the bottleneck last
+UNETS = {
+    # side p of the patches of p x p pixels that the U-Net works on; channels of extra layers at full
+    # resolution, 0: none; channels of each level, the bottleneck last
     "baseline": (1, 0, (64, 128, 256)),
     "deeper": (1, 0, (64, 128, 256, 512)),
     "small": (2, 16, (64, 128, 192)),
@@ -116,7 +121,7 @@ EMBED = 256
 
 
 class GroupNorm(nn.GroupNorm):
-    """In fp32 under bf16 autocast too: bf16 is too coarse for mean and variance, and slower on a CPU."""
+    """Computes in fp32 even under autocast: bf16 is too coarse for mean and variance, and slower on a CPU."""
 
     def forward(self, x):
         return super().forward(x.float())
@@ -155,8 +160,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
         if x.is_cuda or torch.compiler.is_compiling():
             h = F.scaled_dot_product_attention(q, k, v)   # (B, heads, h w, 64)
-        else:                                             # written out: twice as fast backward on a CPU
-            h = (q @ k.mT / 8).softmax(-1) @ v
+        else:                                             # its backward pass is twice as fast on a CPU
+            h = (q @ k.mT / math.sqrt(64)).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
 
@@ -167,17 +172,21 @@ class UNet(nn.Module):
         super().__init__()
         data.choose("unet", unet, UNETS)
         self.patch, full, (*widths, bottom) = UNETS[unet]
-        pixels, up = (full or shape[0]) * self.patch ** 2, widths[::-1]
-        where = [False] * (len(widths) - 1) + [attention]  # from 7 x 7 on: above, it costs more than it gives
+        patch_channels = (full or shape[0]) * self.patch ** 2
+        up = widths[::-1]
+        attend = [False] * (len(widths) - 1) + [attention]  # at higher resolution it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
         self.label = nn.Embedding(n_classes, EMBED) if n_classes else None
-        self.first = nn.Conv2d(shape[0], full, 3, padding=1) if full else nn.Identity()  # sees grain
-        self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(map(Block, [widths[0], *widths], widths, where))
+        self.first = nn.Conv2d(shape[0], full, 3, padding=1) if full else nn.Identity()
+        self.stem = nn.Conv2d(patch_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            Block(a, b, w) for a, b, w in zip([widths[0], *widths[:-1]], widths, attend, strict=True))
         self.middle = Block(widths[-1], bottom, attention)
-        self.narrow = nn.ModuleList(map(nn.Conv2d, [bottom, *up], up, [1] * len(up)))
-        self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(up, where[::-1], strict=True))
-        self.head = nn.Sequential(GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], pixels, 3, padding=1))
+        self.narrow = nn.ModuleList(  # 1 x 1: to the width of the level above
+            nn.Conv2d(a, b, 1) for a, b in zip([bottom, *up[:-1]], up, strict=True))
+        self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(up, attend[::-1], strict=True))
+        self.head = nn.Sequential(
+            GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], patch_channels, 3, padding=1))
         self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * full, full, 3, padding=1), nn.SiLU(),
                                   nn.Conv2d(full, shape[0], 3, padding=1)) if full else None
         nn.init.zeros_((self.last or self.head)[-1].weight)
@@ -187,8 +196,8 @@ class UNet(nn.Module):
     def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
         c = self.embed(timestep_embedding(t, EMBED))
         c = F.silu(c + self.label(y) if self.label else c)
-        full, skips = self.first(x), []
-        x = self.stem(F.pixel_unshuffle(full, self.patch))
+        pixels, skips = self.first(x), []                 # the shapes below are those of "deeper"
+        x = self.stem(F.pixel_unshuffle(pixels, self.patch))
         for block in self.down:                           # 28 -> 14 -> 7 -> 4
             x = block(x, c)
             skips.append(x)
@@ -199,7 +208,7 @@ class UNet(nn.Module):
             x = F.interpolate(narrow(x), size=skip.shape[2:])
             x = block(torch.cat([x, skip], 1), c)
         x = F.pixel_shuffle(self.head(x), self.patch)
-        return self.last(torch.cat([x, full], 1)) if self.last else x
+        return self.last(torch.cat([x, pixels], 1)) if self.last else x
 
 
 def timestep_embedding(t, dim):
@@ -210,31 +219,39 @@ def timestep_embedding(t, dim):
 
 
 class DDPM(nn.Module):
-    """The U-Net, its guide (a tiny U-Net, which makes the same mistakes and larger ones) or None, and the
-    noise schedule. classes: {name: images of it in the training data}, empty for a model without labels."""
+    """The U-Net, its guide (a tiny U-Net, see guided) or None, and the noise schedule.
+    classes: {name: images of it in the training data}, empty for a model without labels."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
                  schedule="cosine", predict="v", guide=False):
         super().__init__()
-        self.model_args = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        # the arguments above, which model.pt keeps to build the network again
+        self.model_args = dict(shape=shape, classes=classes, unet=unet, attention=attention,
+                               timesteps=timesteps, schedule=schedule, predict=predict, guide=guide)
         self.shape, self.classes = tuple(shape), dict(classes)
         self.net = UNet(shape, len(classes), unet, attention)
         self.guide = UNet(shape, len(classes), "tiny", attention) if guide else None
         self.diffusion = Diffusion(timesteps, schedule, predict)
 
 
-Model = DDPM
+Model = DDPM  # its name in the bookkeeping
 
 
 # ----------------------------------------------------------------------------------------------------
-# Objective and sampling. alpha_bar[t] is the share of the signal's variance left at step t, 0 .. T-1.
+# Objective and sampling.
+#
+# One step of noise:     x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) noise
+# Many steps make one:   x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon,
+#                        alpha_bar_t the product of all 1 - beta up to t.
+# So training takes any t at once (q_sample). Only sampling goes through the steps (solve). In the code t
+# counts from 0, and x_0 is the image before the first step: alpha_bar[0] belongs to Ho et al.'s t = 1.
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("v", "epsilon")
 
 
 class Diffusion(nn.Module):
-    """The noising process and its reversal. A `model` here is a function (x_t, t) -> epsilon or v."""
+    """The noising process and its reversal. `network` is a function (x_t, t) -> epsilon or v."""
 
     def __init__(self, timesteps=500, schedule="cosine", predict="v"):
         super().__init__()
@@ -242,7 +259,7 @@ class Diffusion(nn.Module):
         data.choose("predict", predict, PREDICTIONS)
         if schedule == "linear":                          # Ho et al. 2020
             betas = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64)
-        else:                                             # cosine: Nichol & Dhariwal 2021, eq. 17
+        else:                                             # Nichol & Dhariwal 2021, eq. 17: f ~ alpha_bar
             s = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
             f = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -254,32 +271,38 @@ class Diffusion(nn.Module):
         a = self.alpha_bar[t][:, None, None, None]
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
-    def loss(self, model, x0, t, epsilon, *y):
-        """E |target - model(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
-        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022), which is as
-        hard at all noise levels: nearly epsilon at little noise, nearly -x_0 at much."""
+    def loss(self, network, x0, t, epsilon, *y):
+        """E |target - network(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
+        eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). v is nearly
+        epsilon where there is little noise, and nearly -x_0 where there is much: always what x_t hides."""
         a = self.alpha_bar[t][:, None, None, None]
         target = a.sqrt() * epsilon - (1 - a).sqrt() * x0 if self.predict_v else epsilon
-        return (model(self.q_sample(x0, t, epsilon), t, *y).float() - target).square().mean()
+        return (network(self.q_sample(x0, t, epsilon), t, *y).float() - target).square().mean()
 
-    def predict(self, model, x, t):
-        """The image x_0 that the network sees in x_t, clamped to the range of images."""
-        a, out = self.alpha_bar[t], model(x, torch.full((len(x),), t, device=x.device)).float()
-        x0 = a.sqrt() * x - (1 - a).sqrt() * out if self.predict_v else (x - (1 - a).sqrt() * out) / a.sqrt()
+    def predict_x0(self, network, x, t):
+        """The network's estimate of the image x_0 from x_t, clamped to the range of images."""
+        a = self.alpha_bar[t]
+        out = network(x, torch.full((len(x),), t, device=x.device)).float()
+        if self.predict_v:  # in this sum of x and v the two epsilon cancel
+            x0 = a.sqrt() * x - (1 - a).sqrt() * out
+        else:               # x = sqrt(a) x0 + sqrt(1 - a) epsilon, solved for x0
+            x0 = (x - (1 - a).sqrt() * out) / a.sqrt()
         return x0.clamp(-1, 1)
 
-    def solve(self, model, x, generator, steps, eta=1.0):
-        """x_T -> x_0 through `steps` of the T noise levels, denser towards the image, whose grain is decided
-        there: DDIM, Song et al. 2021 eq. 12, 16. eta 0 is deterministic, eta 1 adds noise anew: with all T
-        levels, Ho et al.'s ancestral sampling."""
-        left = [1 - i / max(steps - 1, 1) for i in range(steps)]
-        # the square puts more steps near the image; max keeps them apart
-        times = [max(steps - 1 - i, round((self.T - 1) * u ** 2)) for i, u in enumerate(left)]
+    def solve(self, network, x, generator, steps, eta=1.0):
+        """From noise to an image in `steps` of the T noise levels, more of them at low noise, where the fine
+        texture appears. DDIM, Song et al. 2021 eq. 12 and 16. eta 0: no new noise, the start decides all.
+        eta 1: new noise at each step; with steps = T this is the sampling of Ho et al."""
+        remaining = [1 - i / max(steps - 1, 1) for i in range(steps)]
+        # the square puts more steps at low noise; max keeps them apart
+        times = [max(steps - 1 - i, round((self.T - 1) * u ** 2)) for i, u in enumerate(remaining)]
         for t, t_prev in zip(times, [*times[1:], None], strict=True):
             a = self.alpha_bar[t]
             a_prev = torch.ones_like(a) if t_prev is None else self.alpha_bar[t_prev]
-            x0 = self.predict(model, x, t)
-            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0: x stays on the noise level
+            # estimate the image; then noise it to the next, lower level: in part with the noise that was in
+            # x (epsilon), in part with new noise (sigma)
+            x0 = self.predict_x0(network, x, t)
+            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0: x is still their sum
             sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()
             x = a_prev.sqrt() * x0 + (1 - a_prev - sigma ** 2).clamp(min=0).sqrt() * epsilon
             if eta > 0:
@@ -288,16 +311,20 @@ class Diffusion(nn.Module):
 
 
 def guided(model, y, w):
-    """(1 + w) net(x, t, y) - w guide(x, t, y): away from the guide's mistakes, Karras et al. 2024 eq. 3."""
-    def denoise(x, t):
+    """(1 + w) net(x, t, y) - w guide(x, t, y). The guide is a tiny network that makes the same mistakes as
+    net, only larger; so the step from guide to net, continued, leads away from them. Autoguidance, Karras et
+    al. 2024 eq. 3, where 1 + w is called w."""
+    def network(x, t):
         out = model.net(x, t, y).float()
-        return (1 + w) * out - w * model.guide(x, t, y).float() if w else out
-    return denoise
+        if not w:
+            return out
+        return (1 + w) * out - w * model.guide(x, t, y).float()
+    return network
 
 
 @torch.inference_mode()
 def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidance=None, batch=None):
-    """n samples, uint8 (n, C, H, W) on the CPU, which the seed fixes. label: as data.draw_labels has it.
+    """n samples, uint8 (n, C, H, W) on the CPU; n, seed and batch decide them. label: see data.draw_labels.
     steps, eta, guidance: as the flags. batch: samples at a time; None: 500 of 28 x 28, fewer of larger."""
     diffusion, device = model.diffusion, model.net.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
@@ -305,14 +332,15 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidan
         raise data.Error(f"steps {steps}: the model has {diffusion.T}")
     if guidance and model.guide is None:
         raise data.Error(f"guidance {guidance}: the model was trained with --no-guide")
-    w = 0.6 if guidance is None and model.guide else guidance or 0.0
+    if guidance is None:
+        guidance = 0.6 if model.guide else 0.0
     batch, images = batch or max(1, 500 * 28 ** 2 // math.prod(model.shape[1:])), []
     for i in data.progress(range(0, n, batch), "sampling"):
         generator = torch.Generator(device).manual_seed(int(seed) * 100003 + i)
         x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
-        net = guided(model, None if y is None else y[i:i + batch].to(device), w)
+        network = guided(model, None if y is None else y[i:i + batch].to(device), guidance)
         with data.autocast(device, dtype):
-            x = diffusion.solve(net, x.contiguous(memory_format=torch.channels_last), generator,
+            x = diffusion.solve(network, x.contiguous(memory_format=torch.channels_last), generator,
                                 steps or diffusion.T, eta)
         images.append(from_model(x).cpu())
     return torch.cat(images)
@@ -331,46 +359,6 @@ def from_model(x):
 # ----------------------------------------------------------------------------------------------------
 # Training.
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose singular values are all brought to about 1, so that rare directions learn as fast as
-    frequent ones (Jordan et al., 2024). For hidden convolutions, as matrices (C_out, the rest)."""
-
-    def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            params, beta = group["params"], group["momentum"]
-            grads = [p.grad for p in params]
-            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
-            torch._foreach_mul_(momenta, beta)
-            torch._foreach_add_(momenta, grads)
-            updates = torch._foreach_add(grads, momenta, alpha=beta)  # Nesterov's look ahead
-            updates = orthogonalize([u.flatten(1) for u in updates])
-            torch._foreach_mul_(updates, [-group["lr"] * max(1, len(u) / u.shape[1]) ** 0.5 for u in updates])
-            torch._foreach_add_(params, [u.view_as(p) for u, p in zip(updates, params, strict=True)])
-
-
-def orthogonalize(matrices, steps=5):
-    """Matrices g (m, n) with their singular values brought to about 1, by a quintic Newton-Schulz iteration
-    x <- p(x x^T) x, which needs the small square a = x x^T only: half the work of iterating x itself. Squares
-    of one size are iterated together: on a GPU their launches would cost more than they do."""
-    wide = [g if len(g) <= g.shape[1] else g.T for g in matrices]
-    wide = list(torch._foreach_div(wide, torch._foreach_add(torch._foreach_norm(wide), 1e-7)))
-    for side in {len(x) for x in wide}:
-        members = [i for i, x in enumerate(wide) if len(x) == side]
-        one = torch.eye(side, device=wide[0].device)
-        a = torch.stack([wide[i] @ wide[i].T for i in members])
-        product = one.expand_as(a)
-        for _ in range(steps):
-            p = 3.4445 * one + torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-            a, product = p @ a @ p, p @ product
-        for i, q in zip(members, product, strict=True):
-            wide[i] = q @ wide[i]
-    return [x if x.shape == g.shape else x.T for x, g in zip(wide, matrices, strict=True)]
-
-
 def train(args):
     # ---- several processes (torchrun): each takes its share of every batch, gradients are averaged ----
     rank, world = 0, 1
@@ -380,11 +368,12 @@ def train(args):
             torch.cuda.set_device(args.device)
         dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
-        sys.stdout = open(os.devnull, "w") if rank else sys.stdout
+        sys.stdout = open(os.devnull, "w") if rank else sys.stdout  # the first process alone prints
 
     images, labels, names = data.load(args.data, args.root, args.split, args.size)
     about = data.describe(images, labels, names)
-    held_out = validation_part(args, len(images))
+    held_out = data.validation_part(args.data, args.root, args.split, args.size, len(images))
+    held_out = [x.to(args.device) for x in held_out]
     images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
     model = DDPM(about["shape"], about["classes"] if args.classes else {}, args.unet, args.attention,
@@ -392,8 +381,8 @@ def train(args):
     if args.init and not args.resume:
         initialize(model, args.init)
     model = model.to(args.device, memory_format=torch.channels_last)
-    ema = copy.deepcopy(model).requires_grad_(False)
-    # Muon is for the hidden convolutions; Adam for those that touch pixels, for biases, norms and embeddings
+    ema = copy.deepcopy(model).requires_grad_(False)      # the average makes better samples than the weights
+    # Muon: the hidden convolutions. Adam: all else, and the convolutions from or to pixels (1 or 3 channels)
     hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
     hidden = hidden if args.optimizer == "muon" else []
     others = [p for p in model.parameters() if all(p is not h for h in hidden)]
@@ -425,29 +414,30 @@ def train(args):
             x0 = to_model(x)
             t = torch.randint(args.timesteps, (len(x),), device=x.device)
             epsilon = torch.randn_like(x0)
-            mine = slice(rank, None, world) if rank < len(x) else slice(1)
-            x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
+            if world > 1:                                 # equal shares: some images twice, if need be
+                mine = torch.arange(rank, rank + -(-len(x) // world) * world, world) % len(x)
+                x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, x0, t, epsilon, y)
                 guide_loss = diffusion.loss(guide, x0, t, epsilon, y) if guide else 0
-            share = world * len(range(rank, len(x), world)) / len(x)  # weight of its images; alone: 1
             model.zero_grad()
-            ((loss + guide_loss) * share).backward()
+            (loss + guide_loss).backward()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = optimizer.defaults["lr"] * lr_scale(step, n_steps, args.decay)
                 optimizer.step()
             # after h = ema * step further steps a weight counts half: decay^h = 1/2
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
-            loss = (loss * share / world).detach()
+            loss = loss.detach()
             if world > 1:
                 dist.all_reduce(loss)
-            losses.append(loss[None])
+                loss /= world
+            losses.append(loss[None])                     # as many values as LOSSES has
         val_loss = validate(args, model, *held_out) if held_out else None
         log(args, rows, losses, len(images), time.time() - began, val_loss)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
             save_model(args, ema, about, len(rows), steps=min(20, args.timesteps))
-            save_checkpoint(args, state, rows, about)     # last: a run killed before it repeats the epoch
+            save_checkpoint(args, state, rows, about)     # last: if killed before it, epochs are repeated
             saved = time.monotonic()
     if world > 1:
         dist.destroy_process_group()
@@ -498,90 +488,136 @@ def update_ema(ema, model, decay):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
-# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py ----
+# ----------------------------------------------------------------------------------------------------
+# Optimizer. It can be skipped on a first reading: --optimizer adam does without it.
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose singular values are all brought to about 1, so that rare directions learn as fast as
+    frequent ones (Jordan et al., 2024). For hidden convolutions, as matrices (C_out, the rest)."""
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params, beta = group["params"], group["momentum"]
+            grads = [p.grad for p in params]
+            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+            torch._foreach_mul_(momenta, beta)
+            torch._foreach_add_(momenta, grads)
+            updates = torch._foreach_add(grads, momenta, alpha=beta)  # Nesterov's look ahead
+            updates = orthogonalize([u.flatten(1) for u in updates])
+            torch._foreach_mul_(updates, [-group["lr"] * max(1, len(u) / u.shape[1]) ** 0.5 for u in updates])
+            torch._foreach_add_(params, [u.view_as(p) for u, p in zip(updates, params, strict=True)])
+
+
+def orthogonalize(matrices, steps=5):
+    """Matrices g (m, n) with their singular values brought to about 1, by a quintic Newton-Schulz iteration
+    x <- p(x x^T) x, which needs the small square a = x x^T only: half the work of iterating x itself. Squares
+    of one size are iterated together: on a GPU their launches would cost more than they do."""
+    wide = [g if len(g) <= g.shape[1] else g.T for g in matrices]
+    wide = list(torch._foreach_div(wide, torch._foreach_add(torch._foreach_norm(wide), 1e-7)))
+    for side in {len(x) for x in wide}:
+        members = [i for i, x in enumerate(wide) if len(x) == side]
+        one = torch.eye(side, device=wide[0].device)
+        a = torch.stack([wide[i] @ wide[i].T for i in members])
+        product = one.expand_as(a)
+        for _ in range(steps):
+            p = 3.4445 * one + torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+            a, product = p @ a @ p, p @ product
+        for i, q in zip(members, product, strict=True):
+            wide[i] = q @ wide[i]
+    return [x if x.shape == g.shape else x.T for x, g in zip(wide, matrices, strict=True)]
+
+
+# ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py, so that each is complete ----
 
 def read_args(p, argv):
-    """The flags. --paper and --resume set the defaults of what is not given. Nothing is replaced unasked."""
+    """The flags. What the command line names goes first; then, with --resume, the settings of the run; then,
+    with --paper, the paper's; then the defaults. Checks what can be known now."""
     p.error = data.refuse
-    args = p.parse_args(argv)
-    if args.paper:
-        p.set_defaults(**PAPER)
-        args = p.parse_args(argv)
-        print("the paper's settings:", *(
-            f"--{k}={v}".replace("_", "-") for k, v in vars(args).items() if k in PAPER and v is not False),
-            *(f"--no-{k}" for k in PAPER if getattr(args, k) is False))
-    if "TORCHELASTIC_RUN_ID" in os.environ and (NAME != "ddpm" or args.sample or args.ckpt):
+    defaults = vars(p.parse_args([]))
+    given = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
+    given = {k: v for k, v in given.items() if v is not None}  # only what the command line names
+    if given.get("paper"):
+        given = PAPER | given
+        print("the paper's settings:", *(f"--no-{k}" if given[k] is False else
+                                         f"--{k}={given[k]}".replace("_", "-") for k in PAPER))
+    args = argparse.Namespace(**defaults | given)
+    training = not (args.sample or args.ckpt)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not (NAME == "ddpm" and training):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt needs --sample N or --fid-runs N")
-    named, args.out = args.out, args.out or Path("out") / NAME
-    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
+    args.out = args.out or Path("out") / NAME
     if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
         raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
-    if not (args.sample or args.ckpt):  # a training
-        if args.resume:
-            then = read(ckpt, "settings")["settings"]
-            paper = {k: getattr(args, k) for k in PAPER} if args.paper else {}
-            p.set_defaults(**then)
-            now = vars(p.parse_args(argv)) | paper
-            if other := [k for k in then if k not in ("data", "root", "epochs") and now[k] != then[k]]:
-                raise data.Error("--resume with other settings: " + ", ".join(
-                    f"{k} {then[k]} then, {now[k]} now" for k in other))
-            vars(args).update({k: now[k] for k in then})
-        elif not args.overwrite and (model.exists() or ckpt.exists()):
-            raise data.Error(f"{args.out} holds a run: --resume continues it, --overwrite trains anew")
-        return args
+    if training:
+        training_args(args, given)
+    else:
+        sampling_args(args, given)
+    return args
+
+
+def training_args(args, given):
+    """A new run, in a folder that holds nothing yet; or with --resume the settings of the run in --out."""
+    if not args.resume:
+        there = [f for f in ("ckpt.pt", "model.pt", "samples.npz", "samples") if (args.out / f).exists()]
+        if there and not args.overwrite:
+            raise data.Error(f"{args.out} holds {there[0]}: --resume continues it, --overwrite trains anew")
+        return
+    saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
+    wanted = saved | {k: v for k, v in given.items() if k in saved}
+    if other := [k for k in saved if k not in ("data", "root", "epochs") and wanted[k] != saved[k]]:
+        raise data.Error("--resume with other settings: " + ", ".join(
+            f"{k} {saved[k]} then, {wanted[k]} now" for k in other))
+    vars(args).update(wanted)
+
+
+def sampling_args(args, given):
+    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Against which data it is
+    measured: unless named, those that it was trained on."""
+    model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not args.ckpt:
-        if not model.exists() and (named or ckpt.exists()):
+        if not model.exists() and ("out" in given or ckpt.exists()):
             raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
         args.ckpt = model if model.exists() else "pretrained"
+    if args.ckpt == "pretrained" and "out" not in given:
+        args.out = Path("out") / f"{NAME}-pretrained"
     elif (model.exists() or ckpt.exists()) and Path(args.ckpt).resolve() != model.resolve():
         raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
     there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
-    trained = load(args.ckpt, "cpu").trained  # what it is measured against, if nothing else is named
-    p.set_defaults(**{k: v for k, v in trained.items() if k in ("data", "root", "split", "size")})
-    now = p.parse_args(argv)
-    if args.sample and now.data != trained["data"]:
-        raise data.Error(f"--data {now.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
-    vars(args).update({k: getattr(now, k) for k in ("data", "root", "split", "size")})
-    return args
+    trained = load(args.ckpt, "cpu").trained
+    for k in ("data", "root", "split", "size"):
+        setattr(args, k, given.get(k, trained.get(k, getattr(args, k))))
+    if args.sample and args.data != trained["data"]:
+        raise data.Error(f"--data {args.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
 
 
 def settings(args):
-    """What makes a training what it is; --resume starts from it."""
+    """The settings that --resume keeps: all but these."""
     free = {"device", "out", "resume", "overwrite", "paper", "compile", "sample", "ckpt", "label", "png",
             "fid_runs", "fid_samples", "dims", "weights", *SAMPLER}
     return {k: v for k, v in vars(args).items() if k not in free}
 
 
-def validation_part(args, n):
-    """Images and labels of the val part, where --split train leaves one, else None. A twelfth of n at most:
-    the loss on them takes less than 3 % of an epoch."""
-    if args.split != "train":
-        return None
-    try:
-        images, labels, _ = data.load(args.data, args.root, "val", args.size)
-    except data.Error as error:
-        print(f"no validation loss: {error}")
-        return None
-    n = max(1, n // 12)
-    return images[:n].to(args.device), labels[:n].to(args.device)
-
-
 def begin(args, state, about):
-    """The rows of the log that --resume continues, else []. Checks what can be known by now."""
+    """Before the first epoch. With --resume: fills the networks and optimizers of `state` from ckpt.pt, and
+    returns the rows of its log; else []. Checks what can fail, says what begins, and removes the results of
+    the model that is about to change. about: what data.describe() says."""
     n, rows = sum(about["classes"].values()), []
     if args.fid_runs:
         fid.check(n, args.fid_samples, args.dims, args.weights)
     if args.resume:
         ckpt = data.read_torch(args.out / "ckpt.pt")
         for k, then in ckpt["data"].items():
-            if str(about[k]) != str(then):  # the order of the classes counts
+            if str(about[k]) != str(then):  # as text: two dicts are equal in any order of the classes
                 raise data.Error(f"--resume with other data: {k} {then} then, {about[k]} now")
         for k, part in state.items():
-            fill(part, ckpt[k], args.out / "ckpt.pt")
+            load_state(part, ckpt[k], args.out / "ckpt.pt")
         rows = ckpt["rows"]
     steps = data.n_batches(n, args.batch_size)
     print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
@@ -590,18 +626,17 @@ def begin(args, state, about):
           f"{'bf16' if data.bf16(args.device, args.dtype) else 'fp32'}; {steps} steps an epoch, "
           f"{steps * args.epochs:,} in all; {len(rows)} of {args.epochs} epochs done", flush=True)
     if not rows:
-        save_checkpoint(args, state, rows, about)  # a disk that takes none is found now
-    if len(rows) < args.epochs:  # results do not outlive what they came from
+        save_checkpoint(args, state, rows, about)  # a full disk fails here, not after an epoch
+    if len(rows) < args.epochs:
         for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz"):
             (args.out / stale).unlink(missing_ok=True)
     return rows
 
 
 def log(args, rows, losses, n, seconds, val_loss=None):
-    """Adds the epoch's row, prints it, writes log.csv. losses: a tensor a step, its values as in LOSSES."""
+    """Adds the epoch's row, prints it, writes log.csv. losses: one tensor per step, with the values that
+    LOSSES names. Raises Error where they are not finite."""
     means = torch.stack(losses).float().mean(0).tolist()
-    if len(means) != len(LOSSES):
-        raise TypeError(f"a step logs {len(means)} losses, LOSSES names {len(LOSSES)}: {', '.join(LOSSES)}")
     row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
     if not all(map(math.isfinite, means)):
         raise data.Error(f"not finite: {row}; try a lower --lr", 1)
@@ -620,7 +655,7 @@ def save_checkpoint(args, state, rows, about):
 
 
 def save_model(args, net, about, epochs, **sampler):
-    """model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
+    """Writes model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
     seen = [k for k, count in enumerate(net.classes.values()) if count][:8]
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
@@ -634,34 +669,34 @@ def save_model(args, net, about, epochs, **sampler):
 def load(path="pretrained", device=None):
     """The model of a model.pt, or the pretrained one, in eval mode. Raises Error for other files."""
     path = Path(__file__).parent / "checkpoints" / f"{NAME}.pt" if path == "pretrained" else path
-    file = read(path, "weights")
+    file = read_file(path, "weights")
     try:
         model = Model(**file["model_args"])
         model.trained = file["trained"]
     except (KeyError, TypeError) as error:
         raise data.Error(f"{path} is of another version of {NAME}.py: {data.one_line(error)}", 1) from None
-    fill(model, file["weights"], path)
+    load_state(model, file["weights"], path)
     return model.to(device or data.device(), memory_format=torch.channels_last).eval()
 
 
-def read(path, key):
+def read_file(path, key):
     """The dict of a file that save_model (key "weights") or save_checkpoint ("settings") wrote."""
     file = data.read_torch(path)
     script = file.get("script") if isinstance(file, dict) and key in file else None
     if script != NAME:
         what = "model.pt" if key == "weights" else "ckpt.pt"
-        raise data.Error(f"{path} is no {what} of {NAME}.py" + f", but of {script}.py" * bool(script), 1)
+        other = f", but of {script}.py" if script else ""
+        raise data.Error(f"{path} is no {what} of {NAME}.py{other}", 1)
     return file
 
 
-def fill(part, state, path):
-    """part.load_state_dict(state), with one line for a network that has changed since."""
-    if isinstance(part, nn.Module):
-        mine = {k: v.shape for k, v in part.state_dict().items()}
-        theirs = {k: v.shape for k, v in state.items()}
-        if other := [k for k in mine | theirs if mine.get(k) != theirs.get(k)]:
-            raise data.Error(f"{path}: {len(other)} weights do not fit the network, such as {other[0]}", 1)
-    part.load_state_dict(state)
+def load_state(part, state, path):
+    """part.load_state_dict(state). Raises Error where the file is of another network."""
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise data.Error(f"the weights in {path} do not fit the network: {reason:.99}", 1) from None
 
 
 def main(argv=None):

@@ -1,11 +1,11 @@
 """FID (Fréchet Inception Distance; Heusel et al., 2017), KID, precision and recall of two sets of images.
 
-Inception v3 turns an image into a vector of features, as in pytorch-fid. The FID is the distance of two
-clouds of such vectors. Images have one range: uint8, or floats in [0, 1].
+Inception v3 turns an image into a vector of features, as in pytorch-fid. The FID is the distance between the
+Gaussians that fit the vectors of each set. Images have one range: uint8, or floats in [0, 1].
 
-    python fid.py samples.npz bloodmnist                   two sets: names, .npz files, folders of pictures
+    python fid.py samples.npz bloodmnist                   generated, real: names, .npz files or folders
     python fid.py samples cells --size 28 --split test     folders, read as training reads them
-    python fid.py A B --dims 768 --weights inception.pth   with a file of Inception's weights
+    python fid.py A B --dims 768 --weights imagenet        FID-768, the scale of README.md
     python fid.py A --save-stats A.npz                     mean and covariance alone, for pytorch-fid too
 """
 import argparse
@@ -36,6 +36,7 @@ URLS = {"fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_we
                "pt_inception-2015-12-05-6726825d.pth",
         "imagenet": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"}
 MEASURES = ("fid", "kid", "precision", "recall")
+# (where, name, value) of the switches that keep a convolution in full fp32
 FP32 = [(torch.backends.cudnn, "allow_tf32", False)]
 if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9, where the old switch can raise
     FP32 = [(part.conv, "fp32_precision", "ieee") for part in (torch.backends.cudnn, torch.backends.mkldnn)]
@@ -81,8 +82,9 @@ def warn(text):
 
 
 def kernel_distance(a, b, subsets=100, size=1000, seed=0):
-    """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the unbiased squared MMD with
-    the kernel (x·y / D + 1)^3. A subset is at most half of the images, so that the subsets differ."""
+    """KID (Bińkowski et al., 2018): mean and standard deviation over subsets of the squared maximum mean
+    discrepancy with the kernel (x·y / D + 1)^3; unbiased, so it can be below 0. A subset is at most half of
+    the images, so that the subsets differ."""
     most = max(2, min(len(a), len(b)) // 2)
     if most < size:
         warn(f"KID over subsets of {most}, not {size}: half of the images")
@@ -96,8 +98,9 @@ def kernel_distance(a, b, subsets=100, size=1000, seed=0):
 
 
 def precision_recall(real, fake, k=3, block=1000):
-    """Shares of the fake within the real manifold and of the real within the fake one (Kynkäänniemi et al.,
-    2019): balls around the points, each out to its k-th neighbour. Raises Error for k images or fewer."""
+    """Precision: the share of the fake that lie in the ball around some real point, which reaches to the k-th
+    nearest real neighbour of its centre. Recall: the same with real and fake exchanged (Kynkäänniemi et al.,
+    2019). Raises Error for k images or fewer."""
     real, fake = (torch.as_tensor(x).float() for x in (real, fake))
     if min(len(real), len(fake)) <= k:
         raise data.Error(f"precision and recall need more than {k} images: {len(real)}, {len(fake)}")
@@ -119,8 +122,8 @@ def measures(real, fake):
 # ---- the network ----
 
 class FIDPool:
-    """TensorFlow's pooling in torchvision's blocks, as pytorch-fid found it: averages leave out the padding,
-    and the last block, of 2048 channels, takes the maximum, a slip that became part of the measure."""
+    """The pooling of the original FID network, which is TensorFlow's, in torchvision's blocks: averages leave
+    out the padding, and the last block, of 2048 channels, takes the maximum, a slip that all have kept."""
 
     def _forward(self, x):
         pooled = (F.max_pool2d(x, 3, stride=1, padding=1) if x.shape[1] == 2048 else
@@ -131,12 +134,12 @@ class FIDPool:
 def network(dims=2048, weights="fid", device=None):
     """Inception v3 up to the block of `dims` features: float (B, 3, 299, 299) in [-1, 1] -> (B, dims, h, w).
 
-    weights: "fid", "imagenet" (with torchvision's pooling) or a file with torchvision's names. BatchNorm is
-    folded in. Attributes: dims, weights (a name), sha256 (of a file, else the name). Raises Error."""
+    weights: "fid" (the usual FID's), "imagenet" (torchvision's) or a file with torchvision's names. BatchNorm
+    is folded in. Attributes: dims, weights (a name), sha256 (of the layers in use). Raises Error."""
     from torchvision.models import inception as v3  # here alone: it takes seconds
     state, net = read_weights(weights, dims), nn.Sequential()
     a, c, e = (type("FID", (FIDPool, block), {}) for block in (v3.InceptionA, v3.InceptionC, v3.InceptionE))
-    blocks = [v3.BasicConv2d, a, v3.InceptionB, c, v3.InceptionD, e, None] if weights != "imagenet" else None
+    blocks = [v3.BasicConv2d, a, v3.InceptionB, c, v3.InceptionD, e, None]  # None: the auxiliary head
     with torch.device("meta"):  # built without memory, then filled
         whole = v3.Inception3(aux_logits=False, init_weights=False, inception_blocks=blocks)
     for name, layer in whole.named_children():
@@ -150,11 +153,12 @@ def network(dims=2048, weights="fid", device=None):
         raise data.Error(f"{weights} does not fit Inception v3: {cause}", 1) from None
     if missing := [k for k in missing if "num_batches" not in k]:
         raise data.Error(f"{weights} lacks {missing[0]}, which --dims {dims} needs", 1)
-    for layer in [*net.float().eval().modules()]:
+    used = {k: v for k, v in net.float().state_dict().items() if "num_batches" not in k}
+    sha = hashlib.sha256(b"".join(k.encode() + used[k].numpy().tobytes() for k in sorted(used)))
+    for layer in [*net.eval().modules()]:
         if isinstance(layer, v3.BasicConv2d):
             layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
-    net.dims, net.weights = dims, Path(weights).name
-    net.sha256 = weights if weights in URLS else hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    net.dims, net.weights, net.sha256 = dims, Path(weights).name, sha.hexdigest()
     return net.requires_grad_(False).to(device or data.device(), memory_format=torch.channels_last)
 
 
@@ -199,17 +203,27 @@ def check_images(images):
     return x.float()
 
 
+@contextlib.contextmanager
+def full_precision(device):
+    """Whatever the program allows, nothing is rounded to TF32 or bf16, which would change the FID."""
+    before = [getattr(where, name) for where, name, _ in FP32]
+    try:
+        for where, name, value in FP32:
+            setattr(where, name, value)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (where, name, _), value in zip(FP32, before, strict=True):
+            setattr(where, name, value)
+
+
 @torch.inference_mode()
 def features(images, net):
     """Inception features float32 (N, dims) of images as check_images() takes them. Input as in pytorch-fid:
     [0, 1], bilinear to 299 x 299, then [-1, 1]; in fp32. Raises Error."""
     images, device, found = check_images(images), next(net.parameters()).device, []
     batch = 100 if device.type == "cuda" else 8  # 8 fit a CPU's cache
-    with contextlib.ExitStack() as stack:  # whatever the program allows, nothing is rounded to TF32 or bf16
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        for switch, name, value in FP32:
-            stack.callback(setattr, switch, name, getattr(switch, name))
-            setattr(switch, name, value)
+    with full_precision(device):
         for x in data.progress(images.split(batch), "Inception"):
             x = x.to(device).float() / (255 if x.dtype == torch.uint8 else 1)
             x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -254,26 +268,29 @@ def check(n, wanted, dims, weights):
 
 
 def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
-    """`runs` draws on one model. Run k, with seed 100 k, compares n real images, drawn without replacement,
-    with the n of draw(n, seed), uint8 (n, C, H, W), and with n other real ones: the floor, which perfect
-    samples score. Where no others are left, it is that of two halves. Prints a line a run, returns a dict
-    for JSON, keeps the real features in `folder`. Raises Error."""
-    net, real, n = network() if net is None else net, check_images(real), how_many(n, len(real))
+    """Measures a model `runs` times. Run k has seed 100 k. It takes n real images without replacement and n
+    samples, draw(n, seed), uint8 (n, C, H, W), and compares them. It also compares these real images with up
+    to n others, the floor: about what a perfect generator would score. Where no others are left, the n are
+    split into two halves; their FID is higher, for there are fewer images. Prints one line per run, returns a
+    dict for JSON, keeps the real features in `folder`. Raises Error."""
+    net = network() if net is None else net
+    real, n = check_images(real), how_many(n, len(real))
     draws, rows, floors = {}, [], []
     for seed in range(100, 100 * runs + 1, 100):
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(real), n, replace=False)
         draws[seed] = chosen, rng.permutation(np.setdiff1d(np.arange(len(real)), chosen))[:n]
-    needed = np.unique(np.concatenate(sum(draws.values(), ())))
+    needed = np.unique(np.concatenate(sum(draws.values(), ())))  # of these alone features are computed
     kept = np.zeros((len(real), net.dims), np.float32)
     kept[needed] = kept_features(real[needed], net, folder)
     for seed, (chosen, others) in draws.items():
         began = time.time()
-        images, drawn = draw(n, seed), time.time()
+        images = draw(n, seed)
+        sampled = time.time()
         if images.shape != (n, *real.shape[1:]):
             raise data.Error(f"drawn are {[*images.shape]}, the real ones {[n, *real.shape[1:]]}")
         rows.append({"seed": seed, **measures(kept[chosen], features(images, net)),
-                     "sampling_seconds": drawn - began, "measuring_seconds": time.time() - drawn})
+                     "sampling_seconds": sampled - began, "measuring_seconds": time.time() - sampled})
         a, b = (chosen, others) if len(others) > 3 else (chosen[: n // 2], chosen[n // 2 : n // 2 * 2])
         if len(a) > 3:
             floors.append(measures(kept[a], kept[b]))
@@ -319,17 +336,18 @@ def machine(device):
 def get_args(argv=None):
     p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
     p.error, add = data.refuse, p.add_argument
-    add("a", metavar="A", help="a MedMNIST name, demo, an .npz of images or statistics, or a folder")
-    add("b", metavar="B", nargs="?", help="the set to compare with: the real one of the two")
-    add("--size", type=data.number(int, 16, 256), metavar="N", help="read pictures as training does, N x N")
+    add("a", metavar="A", help="the generated set: a folder, an .npz of images or of statistics, or a name")
+    add("b", metavar="B", nargs="?", help="the real set: a MedMNIST name, demo, an .npz or a folder")
+    add("--size", type=data.number(int, 16, 256), metavar="N",
+        help="crop and resize pictures to N x N, as training does")
     add("--split", choices=(*data.SPLITS, "all"), default="all",
         help="part of B (or of A alone), and of A where it has parts (samples.npz has none)")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dims", type=int, choices=tuple(LAST), default=2048, help="features of the FID")
-    add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    add("--dims", type=int, choices=tuple(LAST), default=2048, help="number of features of the FID")
+    add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     add("--save-stats", type=Path, metavar="FILE", help="write mean and covariance of A to a new .npz")
-    add("--json", action="store_true", help="print all there is to know, as JSON")
+    add("--json", action="store_true", help="print the result and its settings as JSON")
     args = p.parse_args(argv)
     if (args.b is None) == (args.save_stats is None):
         p.error("name a set B to compare with, or --save-stats FILE")
@@ -350,7 +368,7 @@ def read(source, args, last):
         splits = any(name.lower() in data.SPELLINGS for name in data.subfolders(Path(source)))
     images, _, _ = data.load(source, args.root, args.split if splits or last else "all", args.size or 0)
     if len(images) < 50:
-        warn(f"{source}: {len(images)} images say little")
+        warn(f"{source}: only {len(images)} images, the result says little")
     return images
 
 
@@ -365,7 +383,7 @@ def main(argv=None):
     net = network(args.dims, args.weights, args.device) if images else None
     made = {net.sha256 if torch.is_tensor(x) else str(x.get("weights", "")) for x in sets} - {""}
     if len(made) > 1:
-        raise data.Error("A and B were made with other weights")
+        raise data.Error("A and B were measured with different weights of Inception")
 
     def moments(x):
         return statistics(kept_features(x, net)) if torch.is_tensor(x) else (x["mu"], x["sigma"])

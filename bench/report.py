@@ -141,10 +141,10 @@ def pictures(out, source, root):
         data.save_grid(out / "types.png", rows, across=5 * (1 + len(typed)))
     if ddpm in models:
         model, rows = models[ddpm], {}
-        predict = model.diffusion.predict
+        predict = model.diffusion.predict_x0
         for seed, name in enumerate([*model.classes][:4] or range(4)):
             seen = []
-            model.diffusion.predict = lambda *a, seen=seen: seen.append(predict(*a)) or seen[-1]
+            model.diffusion.predict_x0 = lambda *a, seen=seen: seen.append(predict(*a)) or seen[-1]
             draw(ddpm, model, 1, seed, seed)
             shown = torch.linspace(0, len(seen) - 1, 15).round().long().tolist()
             rows[str(name)] = torch.cat([ddpm.from_model(seen[i]).cpu() for i in shown])

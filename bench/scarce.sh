@@ -31,7 +31,7 @@ draw() {
 # generator NAME TYPE LEFT CHOICE: trained on what is left, with samples of the type
 generator() {
   local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=2000
-  if [ "$2 $3" = "0 50" ]; then n=4000; fi  # how many are best?
+  case "$1 $2 $3" in "init 0 50") n=4000 ;; init-*) n=1000 ;; esac
   if [ -f "$S/$out/samples.npz" ]; then return; fi
   if [ ! -f "$few" ]; then bench prepare --type "$2" --left "$3" --choice "$4" --out "$few"; fi
   case $1 in
@@ -122,7 +122,6 @@ copies() {
 }
 
 lab() {  # thirty and a hundred cells of every type, moved as from another laboratory
-  draw ddpm pretrained 12000 --ckpt pretrained
   for choice in 0 1 2; do
     for cells in mild-30 strong-30 mild-100 strong-100; do
       local file=$S/$cells-c$choice.npz how=${cells%-*} left=${cells#*-}
@@ -161,7 +160,7 @@ sizes() {  # 100 and 200 cells left
 models() {  # the other generators, for 50 basophils; ddpm: from scratch, three core-hours each
   for name in cvae dcgan ddpm; do
     for choice in 0 1 2; do
-      rows $name 0 50 $choice $val --repeats 0 500 1000 --counts 250 500 1000 2000 4000
+      rows $name 0 50 $choice $val --repeats 0 500 1000 --counts 500 1000 2000
     done
     for choice in 0 1 2; do rows $name 0 50 $choice; done
   done
@@ -169,8 +168,8 @@ models() {  # the other generators, for 50 basophils; ddpm: from scratch, three 
 
 whole() {  # samples of the pretrained model beside all real cells
   local samples="--samples $S/pretrained/samples.npz --generator pretrained"
-  draw ddpm pretrained 12000 --ckpt pretrained
-  bench rows $val --counts 0 2000 6000 12000 $samples
+  draw ddpm pretrained 6000 --ckpt pretrained
+  bench rows $val --counts 0 2000 6000 $samples
   bench rows $samples
 }
 
