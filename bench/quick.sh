@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The path of a bare bench.sh at a few epochs and samples, into out/quick: does everything work here?
-# Some minutes on two cores. Its figures mean nothing.
+# What bare bench.sh does, with few epochs and samples, into out/quick: does everything work here?
+# Some minutes on two cores. The figures mean nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

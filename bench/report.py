@@ -28,7 +28,7 @@ TITLES = {script.NAME: script.NAME.upper() for script in SCRIPTS}
 
 
 def table(out, names):
-    """A row a run: the size of its network, what its training took (by log.csv, if there is one), the means
+    """One row per run: the size of its network, what its training took (by log.csv, if there is one), the means
     of its draws. The trainings <run>-seed100, -seed200 .. are one row."""
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
@@ -62,7 +62,7 @@ def table(out, names):
 
 
 def effort(folder, result, n=None):
-    """Images seen and core-hours (a GPU's: hours) of a run's first n epochs, at the median rate of all: other
+    """Images seen and core-hours (on a GPU: hours) of a run's first n epochs, at the median rate of all: other
     work on the machine slows some of them. Zeros where the run left no log.csv."""
     if not (folder / "log.csv").exists():
         return 0, 0
@@ -75,9 +75,9 @@ def effort(folder, result, n=None):
 
 
 def curve(out):
-    """FID at the stages of out/curve-<script>: a row each, and log-log against images seen and core-hours.
-    What is left above the FID of real cells after twice the time, as from the last stage of at most half the
-    images to the last, allows an extrapolation."""
+    """FID at the stages of out/curve-<script>: one row each, and log-log against images seen and core-hours.
+    Also how much of the FID above that of real cells a doubling of the training leaves, estimated from the
+    last stage and the last one with at most half its images."""
     rows, left, measured = [], {}, "FID"
     for script in SCRIPTS:
         folder = out / f"curve-{script.NAME}"
@@ -124,7 +124,7 @@ def draw(script, model, n, labels=None, seed=0):
 
 
 def pictures(out, source, root):
-    """cells.png: 32 real cells and 32 of each model. types.png: a line a class: five real cells, five of each
+    """cells.png: 32 real cells and 32 of each model. types.png: one line per class: five real cells, five of each
     model. denoising.png: the image that the DDPM sees in the noise, after ever more of its steps."""
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
     images, labels, _ = data.load(source, root)
@@ -157,7 +157,7 @@ def ship(out):
     checkpoints = Path(__file__).parents[1] / "checkpoints"
     for s in SCRIPTS:
         model = data.read_torch(out / s.NAME / "model.pt")
-        for k, v in model["weights"].items():  # matrices to the digits of bf16: every clone is smaller
+        for k, v in model["weights"].items():  # fp16, matrices with bf16's few digits: git packs them smaller
             if v.is_floating_point():
                 model["weights"][k] = (v.bfloat16() if v.ndim > 1 else v).half()
         with data.atomic(checkpoints / f"{s.NAME}.pt") as file:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Five trainings of each model, seeds 100 to 500, one draw each: the ± is then the spread of training too.
+# Five trainings of each model, seeds 100 to 500, one set of samples each: the ± is then the spread of
+# training, too.
 # A GPU's work: about four days on two fast cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."

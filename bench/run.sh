@@ -3,7 +3,7 @@
 # shellcheck shell=bash
 set -euo pipefail
 PYTHON=${PYTHON:-python} OUT=${OUT:-out}
-where=(${ROOT:+--root "$ROOT"} ${DEVICE:+--device "$DEVICE"})  # may be empty: see ${where[@]+..} below
+where=(${ROOT:+--root "$ROOT"} ${DEVICE:+--device "$DEVICE"})
 measure=(--dims "${DIMS:-2048}" --weights "${WEIGHTS:-fid}")
 
 # Prints a command, then runs it.
@@ -16,7 +16,7 @@ run() {
   if [ -f "$out/fid.json" ]; then echo "== $out is finished"; return; fi
   if [ -f "$out/ckpt.pt" ]; then resume=--resume; fi
   case $script in cvae) own=${CVAE:-} ;; dcgan) own=${DCGAN:-} ;; *) own=${DDPM:-} ;; esac
-  # shellcheck disable=SC2086  # $own holds several flags
+  # shellcheck disable=SC2086  # $own holds several flags; ${where[@]+..}: bash 3 fails on an empty array
   step "$PYTHON" "$script.py" ${where[@]+"${where[@]}"} \
     ${DATA:+--data "$DATA"} ${SPLIT:+--split "$SPLIT"} ${EPOCHS:+--epochs "$EPOCHS"} \
     "${measure[@]}" --fid-runs "${FID_RUNS:-5}" --fid-samples "${FID_SAMPLES:-10000}" \

@@ -135,7 +135,7 @@ class Bench:
 
     def compare(self, what, unit, plain, fast):
         """A row of the table: both measured in turns."""
-        pairs, self.peak = [(plain(), fast()) for _ in range(self.args.rounds)], self.peak
+        pairs = [(plain(), fast()) for _ in range(self.args.rounds)]
         faster = [b / a if unit == "images/s" else a / b for a, b in pairs]
         spread = stdev(faster) if len(faster) > 1 else 0.0
         row = dict(zip(("plain", "this"), map(list, zip(*pairs, strict=True)), strict=True))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's tables 1 to 3, a run a row. Each run changes what its row names and keeps the paper's rest.
+# The paper's tables 1 to 3, one run per row. Each run changes what its row names and keeps the paper's rest.
 # About three days on two fast cores, most of them the DDPM's draws in all T steps; a day with
 # FID_SAMPLES=2000.
 set -euo pipefail

@@ -166,7 +166,7 @@ def over_seeds(args, name, training, *tests):
 def labelled(args, names):
     """Images of A, and their labels by the numbers that the real set's class names have."""
     images, labels, theirs = data.load(args.a, args.root, "all", 0)
-    if theirs == ["0"] != names:
+    if theirs == ["0"] and names != ["0"]:
         raise data.Error(f"{args.a} holds no labels: was its model trained with --classes?")
     if theirs == [str(k) for k in range(len(theirs))]:
         return images, labels  # classes without names
