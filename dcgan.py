@@ -145,9 +145,10 @@ class Discriminator(nn.Module):
         self.scale = 32 if spectral else 1                   # found by trial
         widths, layers = [width // k for k in (8, 4, 2, 1)], []
         for k, (a, b) in enumerate(zip((shape[0], *widths), widths, strict=False)):
-            conv = nn.Conv2d(a, b, 4, stride=2, padding=1)
             if spectral and k == 0:
                 conv = nn.Conv2d(a, b, 3, padding=1)
+            else:
+                conv = nn.Conv2d(a, b, 4, stride=2, padding=1)
             layers += [conv, nn.Identity() if spectral or k == 0 else nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
         last = width * (shape[1] // (8 if spectral else 16)) ** 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
