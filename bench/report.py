@@ -28,8 +28,8 @@ TITLES = {script.NAME: script.NAME.upper() for script in SCRIPTS}
 
 
 def table(out, names):
-    """One row per run: the size of its network, what its training took (by log.csv, if there is one), the means
-    of its draws. The trainings <run>-seed100, -seed200 .. are one row."""
+    """One row per run: the size of its network, what its training took (by log.csv, if there is one), the
+    means of its sets of samples. The trainings <run>-seed100, -seed200 .. are one row."""
     groups = {}
     for file in sorted(out.glob("*/fid.json")):
         groups.setdefault(file.parent.name.split("-seed")[0], []).append(file)
@@ -62,8 +62,8 @@ def table(out, names):
 
 
 def effort(folder, result, n=None):
-    """Images seen and core-hours (on a GPU: hours) of a run's first n epochs, at the median rate of all: other
-    work on the machine slows some of them. Zeros where the run left no log.csv."""
+    """Images seen and core-hours (on a GPU: hours) of a run's first n epochs, at the median rate of all, for
+    other work on the machine slows some of them. Zeros where the run left no log.csv."""
     if not (folder / "log.csv").exists():
         return 0, 0
     epochs = list(csv.DictReader(open(folder / "log.csv")))
@@ -124,8 +124,8 @@ def draw(script, model, n, labels=None, seed=0):
 
 
 def pictures(out, source, root):
-    """cells.png: 32 real cells and 32 of each model. types.png: one line per class: five real cells, five of each
-    model. denoising.png: the image that the DDPM sees in the noise, after ever more of its steps."""
+    """cells.png: 32 real cells and 32 of each model. types.png: a line for each class, of five real cells and
+    five of each model. denoising.png: the image that the DDPM expects, after ever more of its steps."""
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
     images, labels, _ = data.load(source, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,8 @@
     python -m bench.scarce table --part val
 
 prepare leaves 50 basophils in the train part, and the other types whole: all that the generator sees. rows
-trains a classifier for each of --repeats, --counts and --seeds: on these cells, repeats of the 50, samples.
+leaves the same 50, by --type, --left and --choice. It trains a classifier for each of --repeats, --counts and
+--seeds: on these cells, repeats of the 50, samples.
 Each result is kept at once, and not computed again. Settings are chosen on the val part: without --repeats
 and --counts, rows takes the best. Without --type, nothing is left out, and samples of all types are added.
 The other scarcity is a laboratory with few cells of every type:
@@ -34,7 +35,8 @@ import fid
 from bench import trust
 
 STEPS = 1500  # of a classifier
-FIELDS = ("data", "type", "left", "generator", "before", "steps", "repeats", "samples", "weighted")
+SETTING = ("repeats", "samples", "weighted")  # what is chosen on the val part
+FIELDS = ("data", "type", "left", "generator", "before", "steps", *SETTING)
 
 
 def get_args(argv=None):
@@ -157,21 +159,22 @@ def rows(args):
     if kind is not None:
         fake, fake_labels = fake[fake_labels == kind], fake_labels[fake_labels == kind]
 
-    settings = list(itertools.product(args.repeats or [0], args.counts or [0], [args.weighted]))
+    settings = [dict(zip(SETTING, values, strict=True)) for values in
+                itertools.product(args.repeats or [0], args.counts or [0], [args.weighted])]
     if args.repeats is None and args.counts is None and not args.weighted:
         settings = [chosen(read_rows(args.rows), about | {"generator": name, "before": args.before})
                     for name in dict.fromkeys(("", args.generator))]
     if None in settings:
         raise data.Error(f"{args.rows} has no results on the val part; name --repeats and --counts")
-    if (most := max(count for _, count, _ in settings)) > len(fake):
+    if (most := max(setting["samples"] for setting in settings)) > len(fake):
         raise data.Error(f"--counts {most}: there are {len(fake)} samples")
 
     for seed in args.seeds:
         first = None  # a classifier that has learned --before
-        for repeats, count, weighted in settings:
+        for setting in settings:
+            repeats, count = setting["repeats"], setting["samples"]
             row = about | {"generator": args.generator if count else "", "before": args.before,
-                           "steps": args.steps, "repeats": repeats, "samples": count, "weighted": weighted,
-                           "part": args.part, "seed": seed}
+                           "steps": args.steps, **setting, "part": args.part, "seed": seed}
             if matching(read_rows(args.rows), row):
                 continue
             if args.before and not first:
@@ -180,7 +183,7 @@ def rows(args):
             again = few[torch.arange(repeats) % max(1, len(few))]
             x = torch.cat([images[kept], images[again], fake[:count]])
             y = torch.cat([labels[kept], labels[again], fake_labels[:count]])
-            weight = (1 / y.bincount(minlength=len(names))).to(args.device) if weighted else None
+            weight = (1 / y.bincount(minlength=len(names))).to(args.device) if setting["weighted"] else None
             net = trust.classifier(x, y, args.steps, seed, args.device, weight, copy.deepcopy(first))
             shares = trust.accuracy(net, *held_out)
             types = {names[k]: round(v, 4) for k, v in zip(held_out[1].unique(), shares, strict=True)}
@@ -197,13 +200,14 @@ def matching(rows, wanted):
 
 
 def chosen(rows, about):
-    """(repeats, samples, weighted) of the highest accuracy on the val part, with as many cells left, of
-    whatever type; without samples for the generator "". None where nothing was measured."""
+    """The setting of the highest accuracy on the val part, with as many cells left, of whatever type; without
+    samples for the generator "". None where nothing was measured."""
     found = defaultdict(list)
     wanted = {k: about[k] for k in ("data", "left", "generator", "before")}
     for row in matching(rows, wanted | {"part": "val", "steps": STEPS}):
-        found[row["repeats"], row["samples"], row["weighted"]].append(row["accuracy"])
-    return max(found, key=lambda setting: np.mean(found[setting]), default=None)
+        found[tuple(row[k] for k in SETTING)].append(row["accuracy"])
+    best = max(found, key=lambda setting: np.mean(found[setting]), default=None)
+    return best and dict(zip(SETTING, best, strict=True))
 
 
 def copies(args):
@@ -228,46 +232,56 @@ def copies(args):
 # ---- what came out ----
 
 def table(args):
-    """A line a setting: mean over networks, ± over choices of the cells; in bold the best on the val part.
-    The gap is that from the best without samples to all real cells. Also writes <part>.md, <part>.png."""
+    """One line per setting: mean over networks, ± over choices of the cells; in bold the best on the val
+    part. Gap closed: how far samples take the accuracy from the best without them (0 %) to that of all real
+    cells (100 %). Also writes <part>.md, <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
-    lines, whole, curves = [], {}, defaultdict(list)
+    lines, of_all_cells, curves = [], [], defaultdict(list)
     for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
         g = dict(zip(FIELDS, setting, strict=True))
         found, best = matching(rows, g), chosen(every, g)
         accuracy, gap = spread(found), ""
-        real = g | {"generator": "", "before": "", "samples": 0, "steps": STEPS}
-        if g["type"]:
-            everything = {"type": None, "left": None, "repeats": 0, "weighted": False}
-            high = spread(matching(rows, real | everything), lambda row, g=g: row["types"][g["type"]])
-            plain = chosen(every, real)
-            low = plain and spread(matching(rows, real | dict(zip(FIELDS[-3:], plain, strict=True))))
-            if high:
-                whole[f"| {g['type']}, all | real cells | {high['text']} | | | |"] = True
-            if high and low and high != low and g["samples"]:
-                gap = f"{(accuracy['mean'] - low['mean']) / (high['mean'] - low['mean']):.0%}"
+        low, high = without_samples(every, rows, g), all_cells(rows, g)
+        if high:
+            of_all_cells.append(f"| {g['type']}, all | real cells | {high['text']} | | | |")
+        if high and low and high != low and g["samples"]:
+            gap = f"{(accuracy['mean'] - low['mean']) / (high['mean'] - low['mean']):.0%}"
         cells = f"{g['type']}, {g['left']} left" if g["type"] else f"{g['data']}, all"
         parts = {"{before} first": g["before"], "real cells": True, "{repeats:,} repeats": g["repeats"],
                  "weighted loss": g["weighted"], "{samples:,} samples of {generator}": g["samples"],
                  "{steps:,} steps": g["steps"] != STEPS}
         learned = ", ".join(part.format(**g) for part, there in parts.items() if there)
-        if setting[-3:] == best and g["steps"] == STEPS:
+        if best and all(g[k] == v for k, v in best.items()) and g["steps"] == STEPS:
             learned = f"**{learned}**"
         count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
         mean = spread(found, lambda row: row["mean"])["text"]
         lines.append(f"| {cells} | {learned} | {accuracy['text']} | {mean} | {gap} | {count} |")
-        if g["samples"] and best and (g["repeats"], g["weighted"]) == (best[0], best[2]):
+        if g["samples"] and best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"]):
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
-            without = spread(matching(rows, real | {"before": g["before"]}))
-            curve += [(0, without)] * bool(without and not curve) + [(g["samples"], accuracy)]
+            none = spread(matching(rows, g | {"generator": "", "samples": 0}))
+            curve += [(0, none)] * bool(none and not curve) + [(g["samples"], accuracy)]
     head = ["| cells | learned from | accuracy | mean over types | gap closed | choices x networks |"]
-    text = "\n".join([*head, "|---" * 6 + "|", *lines, *whole]) + "\n"
+    text = "\n".join([*head, "|---" * 6 + "|", *lines, *dict.fromkeys(of_all_cells)]) + "\n"
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")
     draw(args.rows.with_name(f"{args.part}.png"), curves)
+
+
+def without_samples(every, rows, g):
+    """spread() of the best setting without samples of as many cells of the type; None where none is known."""
+    real = g | {"generator": "", "before": "", "samples": 0, "steps": STEPS}
+    best = chosen(every, real)
+    return spread(matching(rows, real | best)) if best else None
+
+
+def all_cells(rows, g):
+    """spread() of the accuracy on the type of those that have learned all real cells; None for no type."""
+    real = {"data": g["data"], "type": None, "left": None, "generator": "", "before": "", "steps": STEPS}
+    found = matching(rows, real | {"repeats": 0, "samples": 0, "weighted": False})
+    return spread(found, lambda row: row["types"][g["type"]]) if g["type"] else None
 
 
 def spread(rows, of=lambda row: row["accuracy"]):

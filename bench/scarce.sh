@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Do samples help a classifier where real cells of a type are scarce? Days on two cores, mostly of training.
 # The parts stand in the order in which they are worth running. Stop it and call it again as you like: what is
-# there is kept. Named parts run alone, so that two can run at a time: bash bench.sh scarce lab
+# there is kept. Named parts run alone, so that two can run at a time: bash bench.sh scarce lab. Where both
+# write a result at once, one may be lost; call them again, and it is computed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . bench/run.sh
@@ -28,7 +29,9 @@ draw() {
   step "$PYTHON" "$1.py" ${DEVICE:+--device "$DEVICE"} --sample "$3" "${@:4}" --out "$S/$2"
 }
 
-# generator NAME TYPE LEFT CHOICE: trained on what is left, with samples of the type
+# generator NAME TYPE LEFT CHOICE: trained on what is left, with samples of the type, in the folder
+# nLEFT-tTYPE-cCHOICE-NAME. NAME: cvae, dcgan, ddpm, or init, a DDPM that has learned the other types before.
+# Ways that were tried: init-bB with --balance B, init-eE with E epochs, init-gG with --guidance G.
 generator() {
   local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=2000
   case "$1 $2 $3" in "init 0 50") n=4000 ;; init-*) n=1000 ;; esac
@@ -37,7 +40,7 @@ generator() {
   case $1 in
     init*)  # half an hour, once for two types, on all the others; then some minutes for each choice
       script=ddpm
-      local others pair=35 balance=1 epochs=3
+      local others pair=35 balance=1 epochs=3  # types 0 and 4 share one model without both, so do 3 and 5
       case $2 in 0 | 4) pair=04 ;; esac
       others=$S/without$pair.npz
       if [ ! -f "$others" ]; then
@@ -178,5 +181,5 @@ tables() {
   bench table --part test
 }
 
-if [ $# = 0 ]; then set -- basophils types copies lab whole sizes models tables; fi
+if [ $# = 0 ]; then set -- tried basophils types copies lab whole sizes models tables; fi
 for part in "$@"; do $part; done
