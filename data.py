@@ -155,11 +155,12 @@ def load_folder(folder, split, size):
     for name in names if None in parts.values() else ():
         if deep := [sub for sub in subfolders(folder / name) if sub.lower() in SPELLINGS]:
             raise Error(f"{folder / name} holds {deep[0]}: splits go above the classes, {deep[0]}/{name}")
+    above = "" if names else folder.resolve().name  # cells/neutrophil has the parts that cells has
     for part, of in parts.items():
         for path, k in list_files(part, names or ["."]):
             if not is_picture(path):
                 others[Path(path).suffix.lower() or "without an ending"] += 1
-            elif split in ("all", of or part_of(Path(path).relative_to(folder))):
+            elif split in ("all", of or part_of(above / Path(path).relative_to(folder))):
                 files.append((Path(path), k))
     if others:
         print(f"{folder}: not read: {', '.join(f'{n} {end}' for end, n in others.items())}", file=sys.stderr)
@@ -376,6 +377,13 @@ def atomic(path):
         raise error from None
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def remove(path):
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def replace(tmp, path):

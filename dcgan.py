@@ -34,7 +34,7 @@ import fid
 NAME = "dcgan"
 LOSSES = ("d_loss", "g_loss")  # the losses in log.csv
 SAMPLER = ()                   # the flags that sample() takes
-# the settings of Matos (2025), which --paper takes
+# where the settings of Matos (2025), which --paper takes, are not the defaults
 PAPER = dict(epochs=40, width=256, start=3, d_norm="batch", loss="standard", batch_size=128, lr=1e-3,
              d_lr=1e-3, label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0.0)
 NORMS = ("spectral", "batch")
@@ -74,16 +74,16 @@ def get_args(argv=None):
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
     add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--out", type=Path, help=f"folder of the run; else out/{NAME}, or out/{NAME}-pretrained")
+    add("--out", type=Path, help=f"folder of the run; default: out/{NAME} or out/{NAME}-pretrained")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
     add("--paper", action="store_true", help="settings of Matos (2025) for all flags not given")
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
-    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT or ~/.medmnist")
+    add("--root", help="folder of MedMNIST's files; default: $MEDMNIST_ROOT or ~/.medmnist")
     add("--split", choices=("train", "val", "test", "all"), default="all",
-        help="part to train on; or to measure against, where the model's own part goes first")
-    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
+        help="part to train on; with --ckpt: to measure against, by default the part that it was trained on")
+    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; default: 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="for --sample and --fid-runs: a model.pt, or `pretrained`")
     add("--label", help="with --sample: one class, by name or number; else all, as often as in training")
@@ -91,7 +91,7 @@ def get_args(argv=None):
     add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N",
         help="measure the FID of N sets of samples; without --ckpt or --sample: after the training")
     add("--fid-samples", type=data.number(int, 4), metavar="N",
-        help="samples in each set; else 10000, or as many as there are real images")
+        help="samples in each set; default: 10000, or as many as there are real images")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="number of features of the FID")
     add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     return read_args(p, argv)
@@ -303,7 +303,7 @@ def train(args):
                 g_loss.backward(inputs=[*generator.parameters()])  # none for the discriminator
                 g_optimizer.step()
 
-            # after h = ema * step further steps a weight counts half: decay^h = 1/2
+            # the average's half-life is h = ema * step steps: decay^h = 1/2
             update_ema(ema, generator, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             losses.append(torch.stack([d_loss, g_loss]).detach())
         log(args, rows, losses, len(images), time.time() - began)
@@ -395,8 +395,8 @@ def settings(args):
 
 def begin(args, state, about):
     """Before the first epoch. With --resume: fills the networks and optimizers of `state` from ckpt.pt, and
-    returns the rows of its log; else []. Checks what can fail, says what begins, and removes the results of
-    the model that is about to change. about: what data.describe() says."""
+    returns the rows of its log; else []. Checks what can fail, says what begins, and removes what is of an
+    earlier run. about: what data.describe() says."""
     n, rows = sum(about["classes"].values()), []
     if args.fid_runs:
         fid.check(n, args.fid_samples, args.dims, args.weights)
@@ -417,8 +417,8 @@ def begin(args, state, about):
     if not rows:
         save_checkpoint(args, state, rows, about)  # a full disk fails here, not after an epoch
     if len(rows) < args.epochs:
-        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz"):
-            (args.out / stale).unlink(missing_ok=True)
+        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz", "samples"):
+            data.remove(args.out / stale)
     return rows
 
 

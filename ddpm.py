@@ -3,14 +3,15 @@
 A U-Net learns to tell image and noise apart in a noised image. Sampling starts from pure noise and removes
 it step by step, until an image is left. "The paper" below is Matos (2025), see README.md.
 
-Measured: FID-768 0.01696 ± 0.00044 after 240 epochs of `--unet small`, restarted once after 100 (five draws
-of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what the figure means.
+Measured: FID-768 0.01696 ± 0.00044 with `--classes --split train --unet small --batch-size 64 --epochs 240`,
+but in two parts (five draws of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what
+the figure means. The examples below learn all images, without their types; see --split, --classes.
 
     python ddpm.py --ckpt pretrained --sample 64      sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
     python ddpm.py --resume                           continue a run that was stopped
     python ddpm.py --unet small --epochs 240          train a network that suits a CPU: hours
-    python ddpm.py --init pretrained --data cells     start from the pretrained weights
+    python ddpm.py --init pretrained --data cells --lr 3e-4 --muon-lr 0.005 --epochs 100    from its weights
     torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
 """
 import argparse
@@ -34,7 +35,7 @@ import fid
 NAME = "ddpm"
 LOSSES = ("loss",)                      # the losses in log.csv
 SAMPLER = ("steps", "eta", "guidance")  # the flags that sample() takes
-# the settings of Matos (2025), which --paper takes
+# where the settings of Matos (2025), which --paper takes, are not the defaults
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
              decay="none", ema=0.0, steps=0)
 
@@ -72,16 +73,16 @@ def get_args(argv=None):
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
     add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--out", type=Path, help=f"folder of the run; else out/{NAME}, or out/{NAME}-pretrained")
+    add("--out", type=Path, help=f"folder of the run; default: out/{NAME} or out/{NAME}-pretrained")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
     add("--paper", action="store_true", help="settings of Matos (2025) for all flags not given")
     add = p.add_argument_group("data, sampling and measuring").add_argument
     add("--data", default="bloodmnist", help="a 2-D MedMNIST name, an .npz, a folder of pictures, or demo")
-    add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT or ~/.medmnist")
+    add("--root", help="folder of MedMNIST's files; default: $MEDMNIST_ROOT or ~/.medmnist")
     add("--split", choices=("train", "val", "test", "all"), default="all",
-        help="part to train on; or to measure against, where the model's own part goes first")
-    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; else 28")
+        help="part to train on; with --ckpt: to measure against, by default the part that it was trained on")
+    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; default: 28")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="for --sample and --fid-runs: a model.pt, or `pretrained`")
     add("--label", help="with --sample: one class, by name or number; else all, as often as in training")
@@ -89,12 +90,12 @@ def get_args(argv=None):
     add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N",
         help="measure the FID of N sets of samples; without --ckpt or --sample: after the training")
     add("--fid-samples", type=data.number(int, 4), metavar="N",
-        help="samples in each set; else 10000, or as many as there are real images")
+        help="samples in each set; default: 10000, or as many as there are real images")
     add("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="number of features of the FID")
     add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     add("--steps", type=data.number(int, 0), default=50, help="sampling steps (DDIM); 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), help="strength, away from the guide; else 0.6 with a guide")
+    add("--guidance", type=data.number(float, 0), help="how far away from the guide; default: 0.6 with one")
     p.error = data.refuse
     init = p.parse_known_args(argv)[0].init
     if init:                                              # the network is that of the file
@@ -171,7 +172,7 @@ class UNet(nn.Module):
     def __init__(self, shape, n_classes, unet, attention):
         super().__init__()
         data.choose("unet", unet, UNETS)
-        self.patch, full, (*widths, bottom) = UNETS[unet]
+        self.patch, full, (*widths, bottom) = UNETS[unet]  # full: channels at full resolution
         patch_channels = (full or shape[0]) * self.patch ** 2
         up = widths[::-1]
         attend = [False] * (len(widths) - 1) + [attention]  # at higher resolution it costs more than it gives
@@ -180,11 +181,11 @@ class UNet(nn.Module):
         self.first = nn.Conv2d(shape[0], full, 3, padding=1) if full else nn.Identity()
         self.stem = nn.Conv2d(patch_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            Block(a, b, w) for a, b, w in zip([widths[0], *widths[:-1]], widths, attend, strict=True))
+            Block(a, b, at) for a, b, at in zip([widths[0], *widths[:-1]], widths, attend, strict=True))
         self.middle = Block(widths[-1], bottom, attention)
         self.narrow = nn.ModuleList(  # 1 x 1: to the width of the level above
             nn.Conv2d(a, b, 1) for a, b in zip([bottom, *up[:-1]], up, strict=True))
-        self.up = nn.ModuleList(Block(2 * a, a, w) for a, w in zip(up, attend[::-1], strict=True))
+        self.up = nn.ModuleList(Block(2 * a, a, at) for a, at in zip(up, attend[::-1], strict=True))
         self.head = nn.Sequential(
             GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], patch_channels, 3, padding=1))
         self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * full, full, 3, padding=1), nn.SiLU(),
@@ -195,7 +196,9 @@ class UNet(nn.Module):
 
     def forward(self, x, t, y=None):                      # x: (B, C, 28, 28), t and y: (B,)
         c = self.embed(timestep_embedding(t, EMBED))
-        c = F.silu(c + self.label(y) if self.label else c)
+        if self.label:
+            c = c + self.label(y)
+        c = F.silu(c)
         pixels, skips = self.first(x), []                 # the shapes below are those of "deeper"
         x = self.stem(F.pixel_unshuffle(pixels, self.patch))
         for block in self.down:                           # 28 -> 14 -> 7 -> 4
@@ -220,7 +223,7 @@ def timestep_embedding(t, dim):
 
 class DDPM(nn.Module):
     """The U-Net, its guide (a tiny U-Net, see guided) or None, and the noise schedule.
-    classes: {name: images of it in the training data}, empty for a model without labels."""
+    classes: {name: number of training images}, empty for a model without labels."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
                  schedule="cosine", predict="v", guide=False):
@@ -251,7 +254,7 @@ PREDICTIONS = ("v", "epsilon")
 
 
 class Diffusion(nn.Module):
-    """The noising process and its reversal. `network` is a function (x_t, t) -> epsilon or v."""
+    """The noising process and its reversal. `network` is a function (x_t, t, ..) -> epsilon or v."""
 
     def __init__(self, timesteps=500, schedule="cosine", predict="v"):
         super().__init__()
@@ -259,7 +262,7 @@ class Diffusion(nn.Module):
         data.choose("predict", predict, PREDICTIONS)
         if schedule == "linear":                          # Ho et al. 2020
             betas = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64)
-        else:                                             # Nichol & Dhariwal 2021, eq. 17: f ~ alpha_bar
+        else:                                             # Nichol & Dhariwal 2021, eq. 17: f is alpha_bar
             s = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
             f = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -302,7 +305,7 @@ class Diffusion(nn.Module):
             # estimate the image; then noise it to the next, lower level: in part with the noise that was in
             # x (epsilon), in part with new noise (sigma)
             x0 = self.predict_x0(network, x, t)
-            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # of the clamped x0: x is still their sum
+            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # anew, as x0 may have been clamped
             sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()
             x = a_prev.sqrt() * x0 + (1 - a_prev - sigma ** 2).clamp(min=0).sqrt() * epsilon
             if eta > 0:
@@ -324,8 +327,9 @@ def guided(model, y, w):
 
 @torch.inference_mode()
 def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidance=None, batch=None):
-    """n samples, uint8 (n, C, H, W) on the CPU; n, seed and batch decide them. label: see data.draw_labels.
-    steps, eta, guidance: as the flags. batch: samples at a time; None: 500 of 28 x 28, fewer of larger."""
+    """n samples, uint8 (n, C, H, W) on the CPU; the same arguments give the same ones. label: see
+    data.draw_labels. steps, eta, guidance: as the flags. batch: samples at a time; None: 500 of 28 x 28,
+    fewer of larger."""
     diffusion, device = model.diffusion, model.net.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
     if not 0 <= steps <= diffusion.T:
@@ -426,17 +430,17 @@ def train(args):
                 for group in optimizer.param_groups:
                     group["lr"] = optimizer.defaults["lr"] * lr_scale(step, n_steps, args.decay)
                 optimizer.step()
-            # after h = ema * step further steps a weight counts half: decay^h = 1/2
+            # the average's half-life is h = ema * step steps: decay^h = 1/2
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             loss = loss.detach()
             if world > 1:
                 dist.all_reduce(loss)
                 loss /= world
-            losses.append(loss[None])                     # as many values as LOSSES has
+            losses.append(loss[None])                     # a vector of the values that LOSSES names
         val_loss = validate(args, model, *held_out) if held_out else None
         log(args, rows, losses, len(images), time.time() - began, val_loss)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
-            save_model(args, ema, about, len(rows), steps=min(20, args.timesteps))
+            save_model(args, ema, about, len(rows), steps=min(20, args.timesteps))  # a quick look
             save_checkpoint(args, state, rows, about)     # last: if killed before it, epochs are repeated
             saved = time.monotonic()
     if world > 1:
@@ -447,7 +451,8 @@ def train(args):
 
 @torch.no_grad()
 def validate(args, model, images, labels):
-    """The loss on held-out images, with the same timesteps and noise each time, so that epochs compare."""
+    """The loss of the weights, not of their average, on held-out images; with the same timesteps and noise
+    each time, so that epochs compare."""
     torch.manual_seed(0)
     total = 0
     for x, y in zip(images.split(args.batch_size), labels.split(args.batch_size), strict=True):
@@ -459,25 +464,32 @@ def validate(args, model, images, labels):
 
 
 def initialize(model, path):
-    """Takes the weights of another model.pt whose names and shapes fit; rows of the label embedding by the
-    class's name, for a new class their mean. Raises Error where nothing fits."""
+    """From another model.pt, takes the tensors that fit by name and shape; rows of the label embedding by the
+    class's name (without what is in brackets, in any case), for a new class their mean. Raises Error where
+    nothing fits."""
     other = load(path, "cpu")
     mine, theirs = model.state_dict(), other.state_dict()
     taken = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
     if not any(k.startswith("net.") and v.ndim == 4 for k, v in taken.items()):
         raise data.Error(f"--init {path}: none of its layers fits into this network")
+
+    def short(name):
+        return name.split("(")[0].strip().lower()
+
+    known = {short(name): i for i, (name, count) in enumerate(other.classes.items()) if count}
     for k in ("net.label.weight", "guide.label.weight"):
         if k in mine and k in theirs:
-            row = dict(zip(other.classes, theirs[k], strict=True))
-            mean = torch.stack([row[name] for name, count in other.classes.items() if count]).mean(0)
-            taken[k] = torch.stack([row[name] if other.classes.get(name) else mean for name in model.classes])
+            mean = theirs[k][[*known.values()]].mean(0)
+            taken[k] = torch.stack([theirs[k][known[short(name)]] if short(name) in known else mean
+                                    for name in model.classes])
     model.load_state_dict(taken, strict=False)
-    new = [name for name in model.classes if not other.classes.get(name)]
+    new = [name for name in model.classes if short(name) not in known]
     print(f"--init {path}: took {len(taken)} of {len(mine)} tensors; new classes: {', '.join(new) or 'none'}")
 
 
 def lr_scale(step, n_steps, decay):
-    """Factor of the learning rate: a rise over 5 % of the run (500 steps at most), then a cosine to 0."""
+    """Factor of the learning rate. decay "cosine": a rise over 5 % of the run (500 steps at most), times a
+    cosine to 0; "none": 1."""
     rise = min(1, step / min(500, 0.05 * n_steps))
     fall = 0.5 + 0.5 * math.cos(math.pi * step / n_steps)
     return rise * fall if decay == "cosine" else 1
@@ -606,8 +618,8 @@ def settings(args):
 
 def begin(args, state, about):
     """Before the first epoch. With --resume: fills the networks and optimizers of `state` from ckpt.pt, and
-    returns the rows of its log; else []. Checks what can fail, says what begins, and removes the results of
-    the model that is about to change. about: what data.describe() says."""
+    returns the rows of its log; else []. Checks what can fail, says what begins, and removes what is of an
+    earlier run. about: what data.describe() says."""
     n, rows = sum(about["classes"].values()), []
     if args.fid_runs:
         fid.check(n, args.fid_samples, args.dims, args.weights)
@@ -628,8 +640,8 @@ def begin(args, state, about):
     if not rows:
         save_checkpoint(args, state, rows, about)  # a full disk fails here, not after an epoch
     if len(rows) < args.epochs:
-        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz"):
-            (args.out / stale).unlink(missing_ok=True)
+        for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz", "samples"):
+            data.remove(args.out / stale)
     return rows
 
 

@@ -326,6 +326,9 @@ def test_the_split_of_a_picture_hangs_on_its_own_name(tmp_path):
     parts = {s: greys(tmp_path, split=s) for s in data.SPLITS}
     for name in "ab":  # each picture in one part
         assert sorted(sum((part[name] for part in parts.values()), [])) == [*range(100)]
+    for s in data.SPLITS:  # a class alone, by any path to it
+        for a in tmp_path / "a", tmp_path / "b" / ".." / "a":
+            assert [*greys(a, split=s).values()] == [parts[s]["a"]]
     sizes = [sum(map(len, part.values())) for part in parts.values()]
     assert stats.chisquare(sizes, [140, 20, 40]).pvalue > 1e-3
     Image.fromarray(grey(250)).save(tmp_path / "a" / "!.png")  # one that sorts before all others
@@ -1159,8 +1162,10 @@ def test_what_resume_says_and_refuses(tmp_path, small, capsys):
     refused("--resume.*--overwrite", cvae, first, 1)
     refused("new/ckpt.pt", cvae, "--resume --out", tmp_path / "new", code=1)
     result.write_text("{}")
+    call(cvae, f"--sample 4 --png --out {out}")
     call(cvae, first, "1 --overwrite --seed 1")  # and nothing of the old run stays
     assert len(log(out)[1]) == 1 and not result.exists()
+    assert not (out / "samples").exists() and not (out / "samples.npz").exists()
     assert saved(out / "ckpt.pt")["settings"]["seed"] == 1
 
 
@@ -1368,7 +1373,7 @@ def test_init_takes_what_fits_and_the_rows_of_the_labels_by_name(tmp_path, capsy
     torch.save({"script": "ddpm", "model_args": other.model_args, "weights": other.state_dict(),
                 "trained": trained}, file)
     change = {f"{s}_labels": (np.arange(12) % 4)[:, None] for s in data.SPLITS}
-    change["class_names"] = ["a", "b", "new", "none"]
+    change["class_names"] = ["A ", "b(left)", "new", "none"]
     path = fake_set(tmp_path / "x.npz", (12, 12, 12), change=change)
     common = f"--data {path} --classes --epochs 1 --steps 2 --lr 0 --optimizer adam --init {file} --out"
     call(ddpm, common, tmp_path / "a")  # which learns nothing

@@ -33,8 +33,8 @@ draw() {
 # nLEFT-tTYPE-cCHOICE-NAME. NAME: cvae, dcgan, ddpm, or init, a DDPM that has learned the other types before.
 # Ways that were tried: init-bB with --balance B, init-eE with E epochs, init-gG with --guidance G.
 generator() {
-  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=2000
-  case "$1 $2 $3" in "init 0 50") n=4000 ;; init-*) n=1000 ;; esac
+  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=1000
+  case "$1 $2 $3" in "init 0 50") n=2000 ;; esac
   if [ -f "$S/$out/samples.npz" ]; then return; fi
   if [ ! -f "$few" ]; then bench prepare --type "$2" --left "$3" --choice "$4" --out "$few"; fi
   case $1 in
