@@ -11,7 +11,7 @@ CPU core, torch 2.14.1). RESULTS.md says how, README.md what the figure means.
     python cvae.py                                    train on BloodMNIST, into out/cvae
     python cvae.py --resume                           continue a run that was stopped
     python cvae.py --sample 64                        sample from the model in out/cvae
-    python cvae.py --ckpt out/cvae/model.pt --fid-runs 5    measure it: FID, mean ± std of five draws
+    python cvae.py --ckpt out/cvae/model.pt --fid-runs 5    its FID against what it has learned; see --split
     python cvae.py --paper --out out/paper            train with the paper's settings
 """
 import argparse
@@ -33,7 +33,7 @@ import fid
 NAME = "cvae"
 LOSSES = ("loss", "nll", "kl")  # the losses in log.csv
 SAMPLER = ("prior",)            # the flags that sample() takes
-# where the settings of Matos (2025), which --paper takes, are not the defaults
+# what --paper sets: the settings of Matos (2025) that are not the defaults
 PAPER = dict(latent_dim=64, decoder="transposed", likelihood="bernoulli", prior="normal", kl_weight=0.75)
 DECODERS = ("residual", "transposed")
 LIKELIHOODS = ("gaussian", "bernoulli")
@@ -144,7 +144,7 @@ class VAE(nn.Module):
         if classes:
             nn.init.zeros_(self.label.weight)
 
-    def encode(self, x, y=None):                             # (B, C, 28, 28) -> (B, latent), (B, latent)
+    def encode(self, x, y=None):                             # (B, C, 28, 28) -> mu, logvar, (B, latent) each
         h = self.encoder(x).float()
         if self.classes:
             h = h + self.label(y)
@@ -175,12 +175,13 @@ def kl_divergence(mu, logvar):
 
 
 def negative_log_likelihood(logits, x, likelihood):
-    """-log p(x | z), the mean over the images, by the natural logarithm. x: (B, C, H, W) in [0, 1].
+    """-log p(x | z) in nats, the mean over the images. x: (B, C, H, W) in [0, 1].
 
     bernoulli: binary cross-entropy. gaussian: each pixel from N(sigmoid(logits), sigma^2), with one sigma for
-    the batch. A pixel then costs (log(2 pi sigma^2) + mse / sigma^2) / 2, which is least at sigma^2 = mse
-    (Rybkin et al., 2021, eq. 4) and leaves log(mse): nothing is tuned between NLL and KL, and it can be
-    negative. mse is at least the variance of rounding to 1/255, (1/255)^2 / 12."""
+    the batch. A pixel then costs (log(2 pi sigma^2) + mse / sigma^2) / 2. That is least at sigma^2 = mse
+    (Rybkin et al., 2021, eq. 4) and becomes (log(2 pi mse) + 1) / 2: no weight between NLL and KL has to be
+    tuned. A density may exceed 1, so the NLL can be negative. mse is at least the variance of rounding to
+    1/255, (1/255)^2 / 12."""
     data.choose("likelihood", likelihood, LIKELIHOODS)
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
@@ -189,8 +190,9 @@ def negative_log_likelihood(logits, x, likelihood):
 
 
 def objective(model, x, y, kl_weight=1.0, likelihood="gaussian"):
-    """(loss, nll, kl), means over the images: loss = nll + beta kl (Higgins et al., 2017), with beta 1 the
-    negative ELBO. x: (B, C, H, W) in [0, 1], what to_model() gives. y: labels (B,) or None."""
+    """(loss, nll, kl), means over the images. loss = nll + kl_weight kl, with weight 1 the negative ELBO; the
+    weight is the beta of Higgins et al. (2017). x: (B, C, H, W) in [0, 1], what to_model() gives. y: labels
+    (B,) or None."""
     mu, logvar = model.encode(x, y)
     nll = negative_log_likelihood(model.decode(reparameterize(mu, logvar), y).float(), x, likelihood)
     kl = kl_divergence(mu, logvar).mean()
@@ -216,7 +218,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", prior="fitted", batch=Non
     data.draw_labels. prior: "fitted" or "normal". batch: samples at a time; None: 1000 of 28 x 28, fewer of
     larger."""
     data.choose("prior", prior, PRIORS)
-    device, images = model.mean.device, []
+    device, images = next(model.parameters()).device, []
     labels = data.draw_labels(model.classes, n, label, seed)
     generator = torch.Generator(device).manual_seed(int(seed))
     batch = batch or max(1, 1000 * 28 ** 2 // math.prod(model.shape[1:]))
@@ -240,7 +242,7 @@ def fit_prior(model, images, labels):
     generator, latents = torch.Generator(images.device).manual_seed(0), []
     for i in range(0, len(images), 1000):
         mu, logvar = model.encode(to_model(images[i:i + 1000]), labels[i:i + 1000])
-        latents.append(reparameterize(mu, logvar, generator))
+        latents.append(reparameterize(mu, logvar, generator))  # draws, as the decoder has learned them
     latents, d = torch.cat(latents), model.latent_dim
     whole = latents.T.cov(correction=0) + 1e-4 * torch.eye(d, device=latents.device)  # stable to factorize
     for k in range(len(model.mean)):
@@ -282,7 +284,7 @@ def train(args):
         log(args, rows, losses, len(images), time.time() - began, val_loss)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
             fit_prior(model, images, labels)                 # it is not learned by gradients
-            save_model(args, model, about, len(rows))
+            save_model(args, model, about, len(rows), prior=args.prior)
             save_checkpoint(args, state, rows, about)        # last: if killed before it, epochs are repeated
             saved = time.monotonic()
 
@@ -306,7 +308,8 @@ def read_args(p, argv):
     p.error = data.refuse
     defaults = vars(p.parse_args([]))
     given = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
-    given = {k: v for k, v in given.items() if v is not None}  # only what the command line names
+    # argparse sets no default where the namespace has the name: None is what the command line does not name
+    given = {k: v for k, v in given.items() if v is not None}
     if given.get("paper"):
         given = PAPER | given
         print("the paper's settings:", *(f"--no-{k}" if given[k] is False else
@@ -317,6 +320,8 @@ def read_args(p, argv):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt needs --sample N or --fid-runs N")
+    if (args.label or args.png) and not args.sample:
+        p.error("--label and --png need --sample N")
     args.out = args.out or Path("out") / NAME
     if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
         raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
@@ -343,8 +348,8 @@ def training_args(args, given):
 
 
 def sampling_args(args, given):
-    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Against which data it is
-    measured: unless named, those that it was trained on."""
+    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Unless named, the data to
+    measure against and the sampler's settings are those of its training."""
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not args.ckpt:
         if not model.exists() and ("out" in given or ckpt.exists()):
@@ -358,7 +363,7 @@ def sampling_args(args, given):
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
     trained = load(args.ckpt, "cpu").trained
-    for k in ("data", "root", "split", "size"):
+    for k in ("data", "root", "split", "size", *SAMPLER):
         setattr(args, k, given.get(k, trained.get(k, getattr(args, k))))
     if args.sample and args.data != trained["data"]:
         raise data.Error(f"--data {args.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
@@ -427,7 +432,8 @@ def save_model(args, net, about, epochs, **sampler):
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
-    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    trained = {k: getattr(args, k) for k in SAMPLER} | settings(args)
+    trained |= {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
     with data.atomic(args.out / "model.pt") as file:
         torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
                     "trained": trained}, file)
@@ -487,7 +493,8 @@ def main(argv=None):
         print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
     if args.fid_runs:
         real, _, _ = data.load(args.data, args.root, args.split, args.size)
-        print(f"against {args.data}, {args.split}")
+        known = (args.data, args.split) == (trained["data"], trained["split"])
+        print(f"against {args.data}, {args.split}{', which it was trained on' if known else ''}")
         net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
                               args.fid_samples, net, args.out.parent)

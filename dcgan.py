@@ -11,7 +11,7 @@ Matos (2025), see README.md.
     python dcgan.py                                   train on BloodMNIST, into out/dcgan
     python dcgan.py --resume                          continue a run that was stopped
     python dcgan.py --sample 64                       sample from the model in out/dcgan
-    python dcgan.py --ckpt out/dcgan/model.pt --fid-runs 5    measure it: FID, mean ± std of five draws
+    python dcgan.py --ckpt out/dcgan/model.pt --fid-runs 5    its FID against what it has learned; see --split
     python dcgan.py --paper --out out/paper           train with the paper's settings
 """
 import argparse
@@ -34,7 +34,7 @@ import fid
 NAME = "dcgan"
 LOSSES = ("d_loss", "g_loss")  # the losses in log.csv
 SAMPLER = ()                   # the flags that sample() takes
-# where the settings of Matos (2025), which --paper takes, are not the defaults
+# what --paper sets: the settings of Matos (2025) that are not the defaults
 PAPER = dict(epochs=40, width=256, start=3, d_norm="batch", loss="standard", batch_size=128, lr=1e-3,
              d_lr=1e-3, label_smoothing=0.1, g_steps=3, diffaugment=False, ema=0.0)
 NORMS = ("spectral", "batch")
@@ -48,7 +48,7 @@ def get_args(argv=None):
     add("--width", type=data.number(int, 16, 4096), default=128,
         help="channels of the generator's first features and of the discriminator's last (paper: 256)")
     add("--start", type=int, choices=(3, 7), default=7,
-        help="side in pixels of the generator's first features (paper: 3)")
+        help="side of the generator's first features: 7, a quarter of 28, or 3, an eighth (paper: 3)")
     add("--d-norm", choices=NORMS, default="spectral",
         help="normalisation of the discriminator's weights or features (paper: batch)")
     add = p.add_argument_group("training").add_argument
@@ -99,7 +99,7 @@ def get_args(argv=None):
 
 # ----------------------------------------------------------------------------------------------------
 # Model. Generator: latent -> 7 -> 14 -> 28 pixels a side; with --start 3 from 3 on. Discriminator: 28 ->
-# 28 -> 14 -> 7 -> 3 -> one logit; with --d-norm batch 28 -> 14 -> 7 -> 3 -> 1. Other sizes likewise.
+# 28 -> 14 -> 7 -> 3 -> one logit; with --d-norm batch 28 -> 14 -> 7 -> 3 -> 1 -> one logit.
 
 class Generator(nn.Module):
     """Latent (B, latent) -> image (B, C, 28, 28) in [-1, 1]. classes: {name: number of training images},
@@ -135,8 +135,8 @@ class Discriminator(nn.Module):
     features and the class's embedding is added (projection, Miyato & Koyama, 2018).
 
     norm: "batch" as in the paper. "spectral": each layer's weights are divided by their largest singular
-    value (Miyato et al., 2018); `scale` makes up for the small logits. Its first layer keeps the full
-    resolution, where the fine texture shows."""
+    value (Miyato et al., 2018); `scale` makes up for the small logits. The first layer then keeps the
+    full resolution, where the fine texture shows."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), norm="spectral", width=128):
         super().__init__()
@@ -211,6 +211,7 @@ def diffaugment(x):
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * (colour[2] + 0.5) + mean                # contrast
     rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
+    # + 0.5: after rounding each shift is as likely
     down, across = ((2 * v - 1) * (n // 8 + 0.5) for v, n in zip(move, (h, w), strict=True))
     i = (rows + down.round().long()).expand(b, 1, h, w)      # row and column where a pixel comes from
     j = (columns + across.round().long()).expand(b, 1, h, w)
@@ -238,7 +239,7 @@ def from_model(x):
 def sample(model, n, label=None, seed=0, dtype="auto", batch=None):
     """n samples, uint8 (n, C, H, W) on the CPU; the same seed gives the same ones. label: see
     data.draw_labels. batch: samples at a time; None: 1000 of 28 x 28, fewer of larger."""
-    model, device, images = model.eval(), model.layers[1].weight.device, []
+    model, device, images = model.eval(), next(model.parameters()).device, []
     labels = data.draw_labels(model.classes, n, label, seed)
     rng = torch.Generator(device).manual_seed(int(seed))
     batch = batch or max(1, 1000 * 28 ** 2 // math.prod(model.shape[1:]))
@@ -300,10 +301,10 @@ def train(args):
                         fake = generator(torch.randn(len(x), args.latent_dim, device=x.device), y)
                     g_loss = generator_loss(discriminator(change(fake), y).float(), real_logits)
                 g_optimizer.zero_grad()
-                g_loss.backward(inputs=[*generator.parameters()])  # none for the discriminator
+                g_loss.backward(inputs=[*generator.parameters()])  # no gradients for the discriminator
                 g_optimizer.step()
 
-            # the average's half-life is h = ema * step steps: decay^h = 1/2
+            # the average's half-life is h = args.ema * step steps: decay^h = 1/2
             update_ema(ema, generator, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             losses.append(torch.stack([d_loss, g_loss]).detach())
         log(args, rows, losses, len(images), time.time() - began)
@@ -328,7 +329,8 @@ def read_args(p, argv):
     p.error = data.refuse
     defaults = vars(p.parse_args([]))
     given = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
-    given = {k: v for k, v in given.items() if v is not None}  # only what the command line names
+    # argparse sets no default where the namespace has the name: None is what the command line does not name
+    given = {k: v for k, v in given.items() if v is not None}
     if given.get("paper"):
         given = PAPER | given
         print("the paper's settings:", *(f"--no-{k}" if given[k] is False else
@@ -339,6 +341,8 @@ def read_args(p, argv):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt needs --sample N or --fid-runs N")
+    if (args.label or args.png) and not args.sample:
+        p.error("--label and --png need --sample N")
     args.out = args.out or Path("out") / NAME
     if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
         raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
@@ -365,8 +369,8 @@ def training_args(args, given):
 
 
 def sampling_args(args, given):
-    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Against which data it is
-    measured: unless named, those that it was trained on."""
+    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Unless named, the data to
+    measure against and the sampler's settings are those of its training."""
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not args.ckpt:
         if not model.exists() and ("out" in given or ckpt.exists()):
@@ -380,7 +384,7 @@ def sampling_args(args, given):
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
     trained = load(args.ckpt, "cpu").trained
-    for k in ("data", "root", "split", "size"):
+    for k in ("data", "root", "split", "size", *SAMPLER):
         setattr(args, k, given.get(k, trained.get(k, getattr(args, k))))
     if args.sample and args.data != trained["data"]:
         raise data.Error(f"--data {args.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
@@ -449,7 +453,8 @@ def save_model(args, net, about, epochs, **sampler):
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
-    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    trained = {k: getattr(args, k) for k in SAMPLER} | settings(args)
+    trained |= {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
     with data.atomic(args.out / "model.pt") as file:
         torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
                     "trained": trained}, file)
@@ -509,7 +514,8 @@ def main(argv=None):
         print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
     if args.fid_runs:
         real, _, _ = data.load(args.data, args.root, args.split, args.size)
-        print(f"against {args.data}, {args.split}")
+        known = (args.data, args.split) == (trained["data"], trained["split"])
+        print(f"against {args.data}, {args.split}{', which it was trained on' if known else ''}")
         net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
                               args.fid_samples, net, args.out.parent)

@@ -35,7 +35,7 @@ import fid
 NAME = "ddpm"
 LOSSES = ("loss",)                      # the losses in log.csv
 SAMPLER = ("steps", "eta", "guidance")  # the flags that sample() takes
-# where the settings of Matos (2025), which --paper takes, are not the defaults
+# what --paper sets: the settings of Matos (2025) that are not the defaults
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
              decay="none", ema=0.0, steps=0)
 
@@ -430,7 +430,7 @@ def train(args):
                 for group in optimizer.param_groups:
                     group["lr"] = optimizer.defaults["lr"] * lr_scale(step, n_steps, args.decay)
                 optimizer.step()
-            # the average's half-life is h = ema * step steps: decay^h = 1/2
+            # the average's half-life is h = args.ema * step steps: decay^h = 1/2
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)
             loss = loss.detach()
             if world > 1:
@@ -551,7 +551,8 @@ def read_args(p, argv):
     p.error = data.refuse
     defaults = vars(p.parse_args([]))
     given = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
-    given = {k: v for k, v in given.items() if v is not None}  # only what the command line names
+    # argparse sets no default where the namespace has the name: None is what the command line does not name
+    given = {k: v for k, v in given.items() if v is not None}
     if given.get("paper"):
         given = PAPER | given
         print("the paper's settings:", *(f"--no-{k}" if given[k] is False else
@@ -562,6 +563,8 @@ def read_args(p, argv):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
         p.error("--ckpt needs --sample N or --fid-runs N")
+    if (args.label or args.png) and not args.sample:
+        p.error("--label and --png need --sample N")
     args.out = args.out or Path("out") / NAME
     if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
         raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
@@ -588,8 +591,8 @@ def training_args(args, given):
 
 
 def sampling_args(args, given):
-    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Against which data it is
-    measured: unless named, those that it was trained on."""
+    """Which model: --ckpt, else that of the run in --out, else the pretrained one. Unless named, the data to
+    measure against and the sampler's settings are those of its training."""
     model, ckpt = args.out / "model.pt", args.out / "ckpt.pt"
     if not args.ckpt:
         if not model.exists() and ("out" in given or ckpt.exists()):
@@ -603,7 +606,7 @@ def sampling_args(args, given):
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
     trained = load(args.ckpt, "cpu").trained
-    for k in ("data", "root", "split", "size"):
+    for k in ("data", "root", "split", "size", *SAMPLER):
         setattr(args, k, given.get(k, trained.get(k, getattr(args, k))))
     if args.sample and args.data != trained["data"]:
         raise data.Error(f"--data {args.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
@@ -672,7 +675,8 @@ def save_model(args, net, about, epochs, **sampler):
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
-    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    trained = {k: getattr(args, k) for k in SAMPLER} | settings(args)
+    trained |= {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
     with data.atomic(args.out / "model.pt") as file:
         torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
                     "trained": trained}, file)
@@ -732,7 +736,8 @@ def main(argv=None):
         print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
     if args.fid_runs:
         real, _, _ = data.load(args.data, args.root, args.split, args.size)
-        print(f"against {args.data}, {args.split}")
+        known = (args.data, args.split) == (trained["data"], trained["split"])
+        print(f"against {args.data}, {args.split}{', which it was trained on' if known else ''}")
         net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
                               args.fid_samples, net, args.out.parent)

@@ -1325,6 +1325,21 @@ def test_paper_sets_the_papers_settings_and_says_so(script, capsys):
     assert "--lr=0.25" in capsys.readouterr().out or "lr" not in script.PAPER
 
 
+@pytest.mark.parametrize("script, flags, then", [
+    (cvae, "--prior normal", "--prior fitted"), (ddpm, "--steps 2 --eta 0", "--steps 3 --eta 0")])
+def test_a_model_samples_as_its_training_said(script, flags, then, tmp_path, small, capsys):
+    """So that a model of --paper gives the paper's samples; what the command line names goes before it."""
+    run = f"--data {small} --classes --epochs 1 --out {tmp_path / 'run'} {SMALL[script]} {flags}"
+    call(script, run)
+    sample = f"--sample 9 --ckpt {tmp_path / 'run' / 'model.pt'} --device cpu --dtype fp32 --out"
+    for i, own in enumerate(("", flags, then)):
+        call(script, sample, tmp_path / str(i), own)
+    one, same, other = (samples(tmp_path / str(i))["images"].tobytes() for i in range(3))
+    assert one == same != other
+    refused("--label and --png need --sample", script, run, "--overwrite --label 1")
+    assert (tmp_path / "run" / "model.pt").exists()
+
+
 @pytest.mark.parametrize("script", [*SCRIPTS, fid])
 def test_help_explains_every_flag_and_ends_with_the_commands_of_the_docstring(script, capsys):
     with raises(SystemExit):
