@@ -270,17 +270,19 @@ def describe(images, labels, names):
             "sha256": sha.hexdigest()}
 
 
-def validation_part(source, root, split, size, n):
-    """[images, labels] of the val part, where a training on n images of split "train" leaves one, else [].
-    A twelfth of n at most: the loss on them takes less than 3 % of an epoch."""
+def validation_part(source, root, split, size, training, n_classes):
+    """[images, labels] of the val part, where a training on images of split "train" leaves one, else []. A
+    twelfth of their number at most: the loss on them takes less than 3 % of an epoch."""
     if split != "train":
         return []
     try:
         images, labels, _ = load(source, root, "val", size)
+        if images.shape[1:] != training.shape[1:] or labels.max() >= n_classes:
+            raise Error("the val part has images of another shape, or more classes")
     except Error as error:
         print(f"no validation loss: {error}")
         return []
-    step = -(-len(images) // max(1, n // 12))  # some of each class: the pictures of a folder lie by class
+    step = -(-len(images) // max(1, len(training) // 12))  # some of each class of a folder
     return [images[::step], labels[::step]]
 
 

@@ -331,11 +331,10 @@ def read_args(p, argv):
     given = vars(p.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
     # argparse sets no default where the namespace has the name: None is what the command line does not name
     given = {k: v for k, v in given.items() if v is not None}
-    if given.get("paper"):
-        given = PAPER | given
-        print("the paper's settings:", *(f"--no-{k}" if given[k] is False else
-                                         f"--{k}={given[k]}".replace("_", "-") for k in PAPER))
-    args = argparse.Namespace(**defaults | given)
+    args = argparse.Namespace(**defaults | (PAPER if given.get("paper") else {}) | given)
+    if args.paper:
+        print("the paper's settings:", *(f"--no-{k}" if vars(args)[k] is False else
+                                         f"--{k}={vars(args)[k]}".replace("_", "-") for k in PAPER))
     training = not (args.sample or args.ckpt)
     if "TORCHELASTIC_RUN_ID" in os.environ and not (NAME == "ddpm" and training):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
@@ -344,25 +343,28 @@ def read_args(p, argv):
     if (args.label or args.png) and not args.sample:
         p.error("--label and --png need --sample N")
     args.out = args.out or Path("out") / NAME
-    if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
-        raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
     if training:
         training_args(args, given)
     else:
         sampling_args(args, given)
+    if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
+        raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
     return args
 
 
 def training_args(args, given):
     """A new run, in a folder that holds nothing yet; or with --resume the settings of the run in --out."""
     if not args.resume:
-        there = [f for f in ("ckpt.pt", "model.pt", "samples.npz", "samples") if (args.out / f).exists()]
+        files = ("ckpt.pt", "model.pt", "samples.npz", "samples", "fid.json")
+        there = [name for name in files if (args.out / name).exists()]
         if there and not args.overwrite:
-            raise data.Error(f"{args.out} holds {there[0]}: --resume continues it, --overwrite trains anew")
+            resume = "--resume continues it, " if there[0] == "ckpt.pt" else ""
+            raise data.Error(f"{args.out} holds {there[0]}: {resume}--overwrite replaces it; see --out")
         return
     saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
     wanted = saved | {k: v for k, v in given.items() if k in saved}
-    if other := [k for k in saved if k not in ("data", "root", "epochs") and wanted[k] != saved[k]]:
+    free = ("data", "root", "epochs", *SAMPLER)
+    if other := [k for k in saved if k not in free and wanted[k] != saved[k]]:
         raise data.Error("--resume with other settings: " + ", ".join(
             f"{k} {saved[k]} then, {wanted[k]} now" for k in other))
     vars(args).update(wanted)
@@ -376,8 +378,8 @@ def sampling_args(args, given):
         if not model.exists() and ("out" in given or ckpt.exists()):
             raise data.Error(f"there is no {model} yet: train it, or name a model: --ckpt FILE or pretrained")
         args.ckpt = model if model.exists() else "pretrained"
-    if args.ckpt == "pretrained" and "out" not in given:
-        args.out = Path("out") / f"{NAME}-pretrained"
+    if "out" not in given:
+        args.out = Path("out") / f"{NAME}-pretrained" if args.ckpt == "pretrained" else Path(args.ckpt).parent
     elif (model.exists() or ckpt.exists()) and Path(args.ckpt).resolve() != model.resolve():
         raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
     there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
@@ -391,10 +393,10 @@ def sampling_args(args, given):
 
 
 def settings(args):
-    """The settings that --resume keeps: all but these."""
-    free = {"device", "out", "resume", "overwrite", "paper", "compile", "sample", "ckpt", "label", "png",
-            "fid_runs", "fid_samples", "dims", "weights", *SAMPLER}
-    return {k: v for k, v in vars(args).items() if k not in free}
+    """The settings that a run keeps: all but these."""
+    own = {"device", "out", "resume", "overwrite", "compile", "sample", "ckpt", "label", "png", "fid_runs",
+           "fid_samples", "dims", "weights"}
+    return {k: v for k, v in vars(args).items() if k not in own}
 
 
 def begin(args, state, about):
@@ -433,7 +435,10 @@ def log(args, rows, losses, n, seconds, val_loss=None):
     row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
     if not all(map(math.isfinite, means)):
         raise data.Error(f"not finite: {row}; try a lower --lr", 1)
-    row |= {} if val_loss is None else {"val_loss": val_loss}
+    if rows and "val_loss" in rows[0] and val_loss is None:  # since --resume there is no val part any more
+        val_loss = math.nan
+    if val_loss is not None and (not rows or "val_loss" in rows[0]):
+        row["val_loss"] = val_loss
     rows.append(row | {"seconds": seconds, "images/s": n / seconds})
     left = f"{(args.epochs - len(rows)) * seconds / 60:.0f} minutes left"
     print(*(f"{k} {v:.5g}" for k, v in rows[-1].items()), left, sep="  ", flush=True)
@@ -453,8 +458,7 @@ def save_model(args, net, about, epochs, **sampler):
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)
     data.save_grid(args.out / "samples.png", data.sample_rows(images, kinds, [*net.classes]))
-    trained = {k: getattr(args, k) for k in SAMPLER} | settings(args)
-    trained |= {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
+    trained = settings(args) | {"epochs": epochs, "of": about, "on": fid.machine(args.device)}
     with data.atomic(args.out / "model.pt") as file:
         torch.save({"script": NAME, "model_args": net.model_args, "weights": net.state_dict(),
                     "trained": trained}, file)
@@ -511,11 +515,14 @@ def main(argv=None):
         images = sample(model, args.sample, labels, args.seed, **sampler)
         data.save_samples(args.out, images, labels, [*model.classes], args.png)
         seconds = time.time() - began
-        print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.1f} s")
+        print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.3g} s")
     if args.fid_runs:
         real, _, _ = data.load(args.data, args.root, args.split, args.size)
         known = (args.data, args.split) == (trained["data"], trained["split"])
         print(f"against {args.data}, {args.split}{', which it was trained on' if known else ''}")
+        one = sample(model, 1, **sampler)  # flags and images that do not fit fail here
+        if one.shape[1:] != real.shape[1:]:
+            raise data.Error(f"samples are {[*one.shape[1:]]}, the real images {[*real.shape[1:]]}")
         net = fid.network(args.dims, args.weights, args.device)
         result = fid.protocol(lambda n, seed: sample(model, n, None, seed, **sampler), real, args.fid_runs,
                               args.fid_samples, net, args.out.parent)

@@ -381,6 +381,11 @@ def main(argv=None):
     if len({*sizes}) > 1:
         raise data.Error(f"A has images of {sizes[0]}, B of {sizes[1]}; --size 28 reads both alike")
     net = network(args.dims, args.weights, args.device) if images else None
+    for source, x in zip(sources, sets, strict=True):
+        if not torch.is_tensor(x) and args.split != "all" and source is sources[-1]:
+            raise data.Error(f"--split {args.split}: {source} holds statistics, not images")
+        if not torch.is_tensor(x) and net and np.size(x["mu"]) != net.dims:
+            raise data.Error(f"{source} holds {np.size(x['mu'])} features, not the {net.dims} of --dims")
     made = {net.sha256 if torch.is_tensor(x) else str(x.get("weights", "")) for x in sets} - {""}
     if len(made) > 1:
         raise data.Error("A and B were measured with different weights of Inception")

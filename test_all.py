@@ -1158,7 +1158,7 @@ def test_what_resume_says_and_refuses(tmp_path, small, capsys):
     call(cvae, resume)
     assert "3 of 3 epochs done" in capsys.readouterr().out
     refused("lr 0.001 then, 0.5 now", cvae, resume, "--epochs 4 --lr 0.5")
-    refused("latent_dim 8 then, 64 now.*kl_weight 1.0 then, 0.75 now", cvae, resume, "--paper")
+    refused("paper False then, True now", cvae, resume, "--paper")
     refused("--resume.*--overwrite", cvae, first, 1)
     refused("new/ckpt.pt", cvae, "--resume --out", tmp_path / "new", code=1)
     result.write_text("{}")
@@ -1238,9 +1238,24 @@ def test_the_validation_part_has_some_of_each_class_of_a_folder(tmp_path):
     np.savez(tmp_path / "x.npz", **parts)
     path = str(tmp_path / "x.npz")
     for n, counts in (120, [4, 3, 3]), (10000, [10, 10, 10]), (11, [1, 0, 0]):
-        images, labels = data.validation_part(path, None, "train", None, n)
+        training = torch.zeros(n, 1, 16, 16)
+        images, labels = data.validation_part(path, None, "train", None, training, 3)
         assert labels.bincount(minlength=3).tolist() == counts and len(images) == len(labels)
-    assert data.validation_part(path, None, "all", None, 120) == []
+    assert data.validation_part(path, None, "all", None, training, 3) == []
+    assert data.validation_part(path, None, "train", None, training, 2) == []  # it has classes that are new
+    assert data.validation_part(path, None, "train", None, training.expand(-1, 3, -1, -1), 3) == []
+
+
+def test_a_val_part_may_come_and_go_during_a_run(tmp_path):
+    save_pictures(tmp_path / "cells" / "a", map(grey, range(60)))
+    run = f"--split train --epochs 1 --data {tmp_path / 'cells'} --out {tmp_path / 'run'} {SMALL[cvae]}"
+    call(cvae, run)
+    for path in (tmp_path / "cells" / "a").iterdir():
+        if data.part_of(Path("a") / path.name) == "val":
+            path.unlink()
+    call(cvae, f"--resume --epochs 2 --out {tmp_path / 'run'}")
+    names, rows = log(tmp_path / "run")
+    assert np.isfinite(rows[0]).all() and np.isnan(rows[1][names.index("val_loss")]) and len(rows) == 2
 
 
 @each_script
@@ -2107,8 +2122,12 @@ def test_statistics_files_go_to_pytorch_fid_and_come_from_it(tmp_path, small, ti
         with raises(data.Error, match="different weights"):
             command(a, theirs)
     np.savez(theirs, mu=kept.mean(0)[:5], sigma=np.cov(kept.T)[:5, :5])
-    with raises(data.Error, match="do not go together"):
+    with raises(data.Error, match="theirs.npz holds 5 features, not the 8 of --dims"):
         command(small, theirs)
+    with raises(data.Error, match="do not go together"):
+        command(ours, theirs)
+    with raises(data.Error, match="--split test: .*ours.npz holds statistics"):
+        command(small, ours, "--split test")
     theirs.write_bytes(ours.read_bytes()[:-100])
     with raises(data.Error, match="theirs.npz"):
         command(small, theirs)
