@@ -2688,6 +2688,7 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
     precision = (results / "precision.md").read_text()
     wanted = [f"| {row} |" for row in re.findall(r"^\| \w+-(?:fp32|bf16) .*?\*\*(.*?)\*\*", precision, re.M)]
     found = {file: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
+    found.pop(results / "scarce-rows.json")  # see the next test
     assert {"cvae", "dcgan", "ddpm", "floors"} <= {file.stem for file in found}
     for file, result in found.items():
         before = len(wanted)
@@ -2710,3 +2711,16 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
         assert len(wanted) > before, file
     missing = [text for text in wanted if text not in texts and text not in texts.replace("`", "")]
     assert not missing
+
+
+def test_the_figures_of_a_scarce_type_are_those_of_its_rows(tmp_path, capsys):
+    shutil.copy(HERE / "assets" / "results" / "scarce-rows.json", tmp_path / "rows.json")
+    for part in ("val", "test"):
+        scarce.main(words(f"table --part {part} --rows {tmp_path / 'rows.json'}"))
+    table = capsys.readouterr().out
+    results = (HERE / "RESULTS.md").read_text().split("## A scarce type")[1].split("\n## ")[0]
+    lines = [line for line in results.splitlines() if line.startswith("| basophil")]
+    assert len(lines) > 10 and all(line in table for line in lines)
+    readme = (HERE / "README.md").read_text().split("**A scarce type.**")[1].split("\n## ")[0]
+    figures = re.findall(r"\| (0\.\d+[ ±.\d]*?)(?= \|)", readme)
+    assert len(figures) == 6 and all(f"{figure} |" in table for figure in figures)
