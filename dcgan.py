@@ -386,8 +386,8 @@ def sampling_args(args, given):
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
     trained = load(args.ckpt, "cpu").trained
-    for k in ("data", "root", "split", "size", *SAMPLER):
-        setattr(args, k, given.get(k, trained.get(k, getattr(args, k))))
+    wanted = vars(args) | trained | (PAPER if args.paper else {}) | given
+    vars(args).update({k: wanted[k] for k in ("data", "root", "split", "size", *SAMPLER)})
     if args.sample and args.data != trained["data"]:
         raise data.Error(f"--data {args.data}: {args.ckpt} has learned {trained['data']}; see --ckpt")
 

@@ -1351,6 +1351,14 @@ def test_a_model_samples_as_its_training_said(script, flags, then, tmp_path, sma
         call(script, sample, tmp_path / str(i), own)
     one, same, other = (samples(tmp_path / str(i))["images"].tobytes() for i in range(3))
     assert one == same != other
+    if script is cvae:  # --paper is named, too: a prior of N(0, I), as in the training here
+        call(script, sample, tmp_path / "3", "--paper")
+        assert samples(tmp_path / "3")["images"].tobytes() == one
+        pretrained = "--sample 9 --ckpt pretrained --device cpu --dtype fp32 --out"
+        call(script, pretrained, tmp_path / "4", "--paper")
+        call(script, pretrained, tmp_path / "5", "--prior normal")
+        a, b = (samples(tmp_path / i)["images"].tobytes() for i in "45")
+        assert a == b
     refused("--label and --png need --sample", script, run, "--overwrite --label 1")
     assert (tmp_path / "run" / "model.pt").exists()
 
