@@ -83,6 +83,7 @@ tried() {
   for name in init init-b0 init-b0.5 init-e6 init-g0 init-g1.2; do
     rows $name 0 50 0 $val --repeats 500 --counts 1000 --seeds 100 200 300
   done
+  for choice in 0 1; do rows init-e6 0 50 $choice $val --repeats 500 1000 --counts 250 500 1000; done
 }
 
 # chosen LEFT: settings for basophils, on the val part
