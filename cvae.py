@@ -60,8 +60,8 @@ def get_args(argv=None):
         help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
     add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--out", type=Path, help=f"folder of the run; default: out/{NAME}; with --ckpt: that of the model.pt, "
-        f"or out/{NAME}-pretrained")
+    add("--out", type=Path,
+        help=f"folder of the run; default: out/{NAME}; with --ckpt: the model.pt's, or out/{NAME}-pretrained")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add("--overwrite", action="store_true", help="replace the run, or the samples, in --out")
     add("--paper", action="store_true", help="settings of Matos (2025) for all flags not given")
