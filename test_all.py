@@ -2474,26 +2474,42 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
 
     add("val", "red", [[0.7]], repeats=500)
     add("val", "red", [[0.8]], repeats=500, samples=250, generator="ddpm")
+    add("val", "red", [[0.6]], repeats=500, samples=500, generator="ddpm")
     add("test", "green", [[0.5, 0.7], [0.5, 0.5]], repeats=500)  # 0.6 and 0.5: 0.55 ± 0.071
-    add("test", "green", [[0.7, 0.8]], repeats=500, samples=250, generator="ddpm")
+    add("test", "green", [[0.7, 0.8], [0.5, 0.6]], repeats=500, samples=250, generator="ddpm")
     add("test", "green", [[0.99]], repeats=500, steps=3000)  # not what is compared
     add("test", None, [[0.2, 0.4]])
     file.write_text(json.dumps(rows))
     scarce.main(words(f"table --rows {file}"))
     text = capsys.readouterr().out
     for kind, setting, values in (
-            ("green, 50 left", "**real cells, 500 repeats**", "0.55 ± 0.071 | 0.275 ± 0.035 |  | 2 x 2"),
+            ("green, 50 left", "**real cells, 500 repeats**", "0.55 ± 0.071 | 0.275 ± 0.035 |  |  | 2 x 2"),
             ("green, 50 left", "**real cells, 500 repeats, 250 samples of ddpm**",
-             "0.75 | 0.375 | 57% | 1 x 2"),  # (0.75 - 0.55) / (0.9 - 0.55)
-            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  | 1 x 1"),
-            ("d, all", "real cells", "0.3 | 0.15 |  | 1 x 2"), ("green, all", "real cells", "0.9 | | |")):
+             "0.65 ± 0.14 | 0.325 ± 0.071 | +0.100 ± 0.071 | 29% | 2 x 2"),  # 0.15 and 0.05 of 0.35
+            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  |  | 1 x 1"),
+            ("d, all", "real cells", "0.3 | 0.15 |  |  | 1 x 2"),
+            ("green, all", "real cells", "0.9 | | | |")):
         assert f"| {kind} | {setting} | {values} |\n" in text
     assert text.startswith((tmp_path / "test.md").read_text())
     pytest.importorskip("matplotlib")
     from matplotlib.axes import Axes
     with mock.patch.object(Axes, "errorbar", autospec=True, side_effect=Axes.errorbar) as drawn:
         scarce.main(words(f"table --part val --rows {file}"))
-    assert drawn.call_args[0][1:] == ((0, 250), [0.7, 0.8], [0, 0])
+    points = [call[0][1:] for call in drawn.call_args_list]
+    assert points == [((0, 250, 500), [0.7, 0.8, 0.6], [0] * 3), ((0, 250, 500), [0.35, 0.4, 0.3], [0] * 3)]
+
+
+def test_the_picture_of_sets_of_cells(tmp_path):
+    real = kinds(tmp_path)
+    scarce.main(words(f"picture --sets {real} {tmp_path / 'samples.npz'} --out {tmp_path / 'sets.png'}"))
+    sheet = np.asarray(Image.open(tmp_path / "sets.png"))
+    assert sheet.shape[0] == 2 * 87 and sheet.shape[1] > 6 * 87  # two lines, of titles and six cells
+    for i, source in enumerate((real, tmp_path / "samples.npz")):
+        x, y, names = data.load(source)
+        shown = torch.cat([x[y == k][:2] for k in range(len(names))]).permute(0, 2, 3, 1).numpy()
+        line = sheet[87 * i:87 * i + 84, sheet.shape[1] - 6 * 87:]
+        for j, image in enumerate(shown):
+            assert np.array_equal(line[1:84:3, 87 * j + 1:87 * j + 84:3], image)
 
 
 def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
@@ -2510,6 +2526,48 @@ def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
         result = json.loads(out.read_text())
         assert next(v for k, v in result.items() if k.startswith("share")) == approx(share, abs=0.1)
         assert result["samples"] == result["left"] == 15
+
+
+def test_the_study_of_scarce_cells_gives_commands_that_work_and_chooses_on_the_val_part(tmp_path, monkeypatch):
+    """The whole study, with a python that writes down its command and makes the file of --out."""
+    log, python = tmp_path / "log", tmp_path / "python"
+    python.write_text(f"""#!/bin/bash
+        echo "$*" >> {log}
+        case "$*" in *--sample\\ *) made=samples.npz ;; esac
+        while [ "$1" != --out ] && [ $# != 0 ]; do shift; done
+        case "$2" in "") ;; *.npz|*.png|*.json) touch "$2" ;; *) mkdir -p "$2"; touch "$2/${{made:-ckpt.pt}}" ;; esac
+        """)
+    python.chmod(0o755)
+    env = os.environ | {"PYTHON": str(python), "OUT": str(tmp_path / "o"), "ROOT": str(tmp_path)}
+    (tmp_path / "o" / "scarce").mkdir(parents=True)
+    subprocess.run(["bash", HERE / "bench.sh", "scarce"], env=env, check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.setattr(ddpm, "load", lambda *_: ddpm.DDPM(unet="tiny"))
+    for script in SCRIPTS:
+        monkeypatch.setattr(script, "read_args", lambda p, argv: p.parse_args(argv))
+    sets, learned, drawn, of_test = {}, {}, {}, 0
+    for command in log.read_text().splitlines():
+        program, argv = command.removeprefix("-m bench.").split(maxsplit=1)
+        args = {"scarce": scarce, "trust": trust, "fid.py": fid, "cvae.py": cvae, "dcgan.py": dcgan,
+                "ddpm.py": ddpm}[program].get_args(argv.split())
+        if program.endswith(".py") and program != "fid.py":
+            assert str(args.out) not in (drawn if args.sample else learned)  # once
+            if args.sample:
+                model = str(Path(args.ckpt).parent if args.ckpt else args.out)
+                drawn[str(args.out)] = learned.get(model), args.sample
+            else:
+                assert args.split == "train" and args.classes and args.augment
+                learned[str(args.out)] = args.data
+        elif program == "scarce" and args.what in ("prepare", "move"):
+            sets[str(args.out)] = args.type, args.left, args.choice
+        elif program == "scarce" and args.what == "rows":
+            if args.part == "test":
+                of_test += 1
+                assert args.repeats is None and args.counts is None or args.repeats == [0] and not args.type
+            if args.samples:
+                source, n = drawn[args.samples.removesuffix("/samples.npz")]
+                assert max(args.counts or [0]) <= n
+                assert not args.type or sets[source] == (args.type, args.left, args.choice)
+    assert of_test > 100 and len(learned) > 60
 
 
 # ---- bench/report.py and bench.sh ----

@@ -18,6 +18,7 @@ The other scarcity is a laboratory with few cells of every type:
     python -m bench.scarce move --how mild --left 30 --choice 0 --out mild-30-c0.npz
     python ddpm.py --init pretrained --data mild-30-c0.npz --split train --classes --augment --out lab
     python -m bench.scarce rows --data mild-30-c0.npz --part val --repeats 0 960
+    python -m bench.scarce picture --sets mild-30-c0.npz lab/samples.npz --out lab.png
 """
 import argparse
 import copy
@@ -43,16 +44,17 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
     p.error = data.refuse
     add = p.add_argument
-    add("what", choices=("prepare", "move", "rows", "copies", "table"))
+    add("what", choices=("prepare", "move", "rows", "copies", "table", "picture"))
     add("--data", default="bloodmnist", help="the real cells")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     add("--device", type=data.device, default="cpu", help="auto, cpu, cuda, cuda:N or mps")
     add("--type", help="the scarce type, by name or number")
     add("--left", type=data.number(int, 0), help="cells of it that are left; move: of each type")
     add("--choice", type=data.number(int, 0), default=0, help="seed that chooses the cells left")
-    add("--out", type=Path, help="the file that prepare, move or copies writes")
+    add("--out", type=Path, help="the file that prepare, move, copies or picture writes")
     add("--how", choices=("mild", "strong"), default="mild", help="how far to move")
     add("--samples", help="samples.npz of a generator that has seen the cells left and no others")
+    add("--sets", nargs="+", help="sets of images of the same classes, for picture")
     add("--dims", type=int, choices=tuple(fid.LAST), default=768, help="features for copies")
     add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
     add("--rows", type=Path, default=Path("out/scarce/rows.json"), help="file of the results")
@@ -66,6 +68,7 @@ def get_args(argv=None):
     add("--seeds", type=int, nargs="+", default=trust.SEEDS, help="one for each classifier of a setting")
     args = p.parse_args(argv)
     needs = {"prepare": ["type", "left", "out"], "move": ["left", "out"], "table": [],
+             "picture": ["sets", "out"],
              "copies": ["type", "left", "samples", "out"],
              "rows": ["left"] * bool(args.type) + ["generator"] * bool(args.samples)}[args.what]
     if missing := [f"--{k}" for k in needs if getattr(args, k) in (None, "")]:
@@ -234,8 +237,8 @@ def copies(args):
 
 def table(args):
     """One line per setting: mean over networks, ± over choices of the cells; in bold the best on the val
-    part. Gap closed: how far samples take the accuracy from the best without them (0 %) to that of all real
-    cells (100 %). Also writes <part>.md, <part>.png."""
+    part. Gain: in accuracy, over the best without samples, of the same choices. Gap closed: how far that goes
+    to the accuracy of all real cells (100 %). Also writes <part>.md, <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
@@ -243,12 +246,15 @@ def table(args):
     for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
         g = dict(zip(FIELDS, setting, strict=True))
         found, best = matching(rows, g), chosen(every, g)
-        accuracy, gap = spread(found), ""
-        low, high = without_samples(every, rows, g), all_cells(rows, g)
+        none, high = without_samples(every, rows, g), all_cells(rows, g)
         if high:
-            of_all_cells.append(f"| {g['type']}, all | real cells | {high['text']} | | | |")
-        if high and low and high != low and g["samples"]:
-            gap = f"{(accuracy['mean'] - low['mean']) / (high['mean'] - low['mean']):.0%}"
+            of_all_cells.append(f"| {g['type']}, all | real cells | {high['text']} | | | | |")
+        gain = gap = ""
+        if none and g["samples"]:
+            low, more = spread(none)["mean"], difference(found, none)
+            gain = f"{more['mean']:+.3f}" + (f" ± {more['std']:.2g}" if more["std"] is not None else "")
+            if high and high["mean"] != low:
+                gap = f"{more['mean'] / (high['mean'] - low):.0%}"
         cells = f"{g['type']}, {g['left']} left" if g["type"] else f"{g['data']}, all"
         parts = {"{before} first": g["before"], "real cells": True, "{repeats:,} repeats": g["repeats"],
                  "weighted loss": g["weighted"], "{samples:,} samples of {generator}": g["samples"],
@@ -257,65 +263,89 @@ def table(args):
         if best and all(g[k] == v for k, v in best.items()) and g["steps"] == STEPS:
             learned = f"**{learned}**"
         count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
-        mean = spread(found, lambda row: row["mean"])["text"]
-        lines.append(f"| {cells} | {learned} | {accuracy['text']} | {mean} | {gap} | {count} |")
+        accuracy, mean = (spread(found, of)["text"] for of in ("accuracy", "mean"))
+        lines.append(f"| {cells} | {learned} | {accuracy} | {mean} | {gain} | {gap} | {count} |")
         if g["samples"] and best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"]):
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
-            none = spread(matching(rows, g | {"generator": "", "samples": 0}))
-            curve += [(0, none)] * bool(none and not curve) + [(g["samples"], accuracy)]
-    head = ["| cells | learned from | accuracy | mean over types | gap closed | choices x networks |"]
-    text = "\n".join([*head, "|---" * 6 + "|", *lines, *dict.fromkeys(of_all_cells)]) + "\n"
+            alike = matching(rows, g | {"generator": "", "samples": 0})
+            curve += [(0, alike)] * bool(alike and not curve) + [(g["samples"], found)]
+    head = ["| cells | learned from | accuracy | mean over types | gain | gap closed | choices x networks |"]
+    text = "\n".join([*head, "|---" * 7 + "|", *lines, *dict.fromkeys(of_all_cells)]) + "\n"
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")
-    draw(args.rows.with_name(f"{args.part}.png"), curves)
+    draw(args.rows.with_name(f"{args.part}.png"), {k: v for k, v in curves.items() if len(v) > 2})
 
 
 def without_samples(every, rows, g):
-    """spread() of the best setting without samples of as many cells of the type; None where none is known."""
-    real = g | {"generator": "", "before": "", "samples": 0, "steps": STEPS}
+    """The rows of the best setting without samples, of as many cells of the type and as many steps."""
+    real = g | {"generator": "", "before": "", "samples": 0}
     best = chosen(every, real)
-    return spread(matching(rows, real | best)) if best else None
+    return matching(rows, real | best) if best else []
 
 
 def all_cells(rows, g):
     """spread() of the accuracy on the type of those that have learned all real cells; None for no type."""
     real = {"data": g["data"], "type": None, "left": None, "generator": "", "before": "", "steps": STEPS}
     found = matching(rows, real | {"repeats": 0, "samples": 0, "weighted": False})
-    return spread(found, lambda row: row["types"][g["type"]]) if g["type"] else None
+    return fid.summary([np.mean([row["types"][g["type"]] for row in found])]) if found and g["type"] else None
 
 
-def spread(rows, of=lambda row: row["accuracy"]):
-    """fid.summary() over choices of the cells, of means over networks; None without rows."""
+def by_choice(rows, of="accuracy"):
+    """{choice of the cells: mean over networks}"""
     choices = defaultdict(list)
     for row in rows:
-        choices[row["choice"]].append(of(row))
-    return fid.summary([np.mean(values) for values in choices.values()]) if rows else None
+        choices[row["choice"]].append(row[of])
+    return {choice: np.mean(values) for choice, values in choices.items()}
+
+
+def spread(rows, of="accuracy"):
+    return fid.summary([*by_choice(rows, of).values()])
+
+
+def difference(rows, others):
+    """fid.summary() over the choices of the cells that both have."""
+    mine, theirs = by_choice(rows), by_choice(others)
+    return fid.summary([value - theirs[choice] for choice, value in mine.items() if choice in theirs])
 
 
 def draw(path, curves):
-    """Accuracy against the number of samples added. curves: {title: [(samples, fid.summary()), ..]}."""
+    """Accuracy against the number of samples added. curves: {title: [(samples, rows), ..]}."""
     try:
         from matplotlib import pyplot
     except ImportError:
         return print("no picture of it: matplotlib is not installed")
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for title, points in curves.items():
-        x, found = zip(*points, strict=True)
-        y, spread = [v["mean"] for v in found], [v["std"] or 0 for v in found]
-        axis.errorbar(x, y, spread, fmt="o-", capsize=3, label=title)
-    axis.set(xlabel="samples added", ylabel="accuracy")
-    axis.grid(True, alpha=0.3)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for axis, of, label in zip(axes, ("accuracy", "mean"), ("accuracy on the type", "mean over types"),
+                               strict=True):
+        for title, points in curves.items():
+            x, found = zip(*points, strict=True)
+            y = [spread(rows, of) for rows in found]
+            axis.errorbar(x, [v["mean"] for v in y], [v["std"] or 0 for v in y], fmt="o-", capsize=3,
+                          label=title)
+        axis.set(xlabel="samples added", ylabel=label)
+        axis.grid(True, alpha=0.3)
     if curves:
-        axis.legend(fontsize="small")
+        axes[1].legend(fontsize="small")
     with data.atomic(path) as file:
         figure.savefig(file, format="png", dpi=100)
     pyplot.close(figure)
 
 
+def picture(args):
+    """Two images of each class in a line for each of --sets."""
+    lines = {}
+    for source in map(Path, args.sets):
+        images, labels, names = data.load(source)
+        title = source.parent.name if source.stem == "samples" else source.stem
+        lines[title] = torch.cat([images[labels == k][:2] for k in range(len(names))])
+    data.save_grid(args.out, lines, across=max(map(len, lines.values())))
+
+
 def main(argv=None):
     args = get_args(argv)
-    {"prepare": prepare, "move": move, "rows": rows, "copies": copies, "table": table}[args.what](args)
+    {"prepare": prepare, "move": move, "rows": rows, "copies": copies, "table": table,
+     "picture": picture}[args.what](args)
 
 
 if __name__ == "__main__":

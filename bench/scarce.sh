@@ -91,8 +91,8 @@ chosen() {
   for choice in 0 1 2; do
     bench rows --type 0 --left "$1" --choice $choice $val --repeats 0 250 500 1000 2000
     bench rows --type 0 --left "$1" --choice $choice $val --weighted
-    rows init 0 "$1" $choice $val --repeats 0 500 1000 --counts 500 1000 2000
-    if [ "$1" = 50 ]; then rows init 0 "$1" $choice $val --repeats 500 --counts 250 4000; fi
+    rows init 0 "$1" $choice $val --repeats 500 1000 --counts 250 500 1000
+    if [ "$1" = 50 ]; then rows init 0 50 $choice $val --repeats 0 500 1000 --counts 500 1000 2000; fi
   done
 }
 
@@ -125,30 +125,54 @@ copies() {
   done
 }
 
-lab() {  # thirty and a hundred cells of every type, moved as from another laboratory
-  for choice in 0 1 2; do
-    for cells in mild-30 strong-30 mild-100 strong-100; do
-      local file=$S/$cells-c$choice.npz how=${cells%-*} left=${cells#*-}
-      if [ ! -f "$file" ]; then bench move --how $how --left $left --choice $choice --out "$file"; fi
-      local epochs=$((left == 30 ? 125 : 38))  # 500 steps of 64
-      train ddpm $cells-c$choice-init --data "$file" --init pretrained --epochs $epochs $gently
-      train ddpm $cells-c$choice-ddpm --data "$file" --unet small --epochs $epochs
-      for name in init ddpm; do
-        local out=$cells-c$choice-$name
-        draw ddpm $out 3200
-        if [ ! -f "$S/$out/fid.json" ]; then
-          "$PYTHON" fid.py "$S/$out/samples.npz" "$file" --split test --dims "${DIMS:-768}" \
-            --weights "${WEIGHTS:-fid}" --json > "$S/$out/fid.tmp"
-          mv "$S/$out/fid.tmp" "$S/$out/fid.json"
-        fi
-        bench rows --data "$file" $val --repeats 0 960 --counts 0 800 1600 3200 --generator $name \
-          --samples "$S/$out/samples.npz"
-        bench rows --data "$file" --generator $name --samples "$S/$out/samples.npz"
+# moved HOW LEFT CHOICE: LEFT cells of every type, moved as from another laboratory. 500 steps from the pretrained
+# weights (init) and from scratch (ddpm); 1,600 samples; classifiers on the val part.
+moved() {
+  local cells=$1-$2-c$3 epochs=$(($2 == 30 ? 125 : 38)) names=init name
+  local file=$S/$cells.npz
+  if [ ! -f "$file" ]; then bench move --how "$1" --left "$2" --choice "$3" --out "$file"; fi
+  if [ "$3" = 0 ]; then names="init ddpm"; fi  # from scratch: one choice shows enough
+  bench rows --data "$file" $val --repeats 0 960
+  bench rows --data "$file" $val --repeats 0 960 --before bloodmnist  # needs the cells that init has learned
+  for name in $names; do
+    local out=$cells-$name start="--init pretrained $gently"
+    if [ "$name" = ddpm ]; then start="--unet small"; fi
+    train ddpm "$out" --data "$file" --epochs $epochs $start
+    draw ddpm "$out" 1600
+    bench rows --data "$file" $val --repeats 0 960 --counts 800 1600 --generator "$name" \
+      --samples "$S/$out/samples.npz"
+  done
+}
+
+# measured HOW LEFT CHOICE: the same on the test part, with the settings chosen by then; FID and near-copies
+measured() {
+  local cells=$1-$2-c$3 samples
+  bench rows --data "$S/$cells.npz"
+  bench rows --data "$S/$cells.npz" --before bloodmnist
+  for samples in "$S/$cells"-*/samples.npz; do
+    local out=${samples%/*} how=("$S/$cells.npz" ${DEVICE:+--device "$DEVICE"} "${measure[@]}")
+    bench rows --data "$S/$cells.npz" --generator "${out##*-}" --samples "$samples"
+    if [ "$3" != 0 ]; then continue; fi
+    if [ ! -f "$out/fid.json" ]; then
+      "$PYTHON" fid.py "$samples" "${how[@]}" --split test --json > "$out/fid.tmp"
+      mv "$out/fid.tmp" "$out/fid.json"
+    fi
+    if [ ! -f "$out/neighbours.json" ]; then
+      step "$PYTHON" -m bench.trust neighbours "$samples" "${how[@]}" --out "$out"
+    fi
+  done
+}
+
+lab() {  # thirty and a hundred cells of every type
+  local left part choice how
+  for left in 30 100; do
+    for part in moved measured; do
+      for choice in 0 1 2; do
+        for how in mild strong; do $part $how $left $choice; done
       done
-      # the rival, which needs the cells that the pretrained model has learned
-      bench rows --data "$file" $val --repeats 0 960 --before bloodmnist
-      bench rows --data "$file" --before bloodmnist
     done
+    bench picture --out "$S/lab-$left.png" \
+      --sets "$S"/{mild,strong}-$left-c0{.npz,-init/samples.npz,-ddpm/samples.npz}
   done
 }
 
@@ -164,7 +188,7 @@ sizes() {  # 100 and 200 cells left
 models() {  # the other generators, for 50 basophils; ddpm: from scratch, three core-hours each
   for name in cvae dcgan ddpm; do
     for choice in 0 1 2; do
-      rows $name 0 50 $choice $val --repeats 0 500 1000 --counts 500 1000 2000
+      rows $name 0 50 $choice $val --repeats 500 1000 --counts 250 500 1000
     done
     for choice in 0 1 2; do rows $name 0 50 $choice; done
   done
