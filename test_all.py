@@ -2528,14 +2528,18 @@ def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
         assert result["samples"] == result["left"] == 15
 
 
-def test_the_study_of_scarce_cells_gives_commands_that_work_and_chooses_on_the_val_part(tmp_path, monkeypatch):
+def test_the_study_of_scarce_cells_gives_commands_that_work_and_chooses_on_val(tmp_path, monkeypatch):
     """The whole study, with a python that writes down its command and makes the file of --out."""
     log, python = tmp_path / "log", tmp_path / "python"
     python.write_text(f"""#!/bin/bash
         echo "$*" >> {log}
         case "$*" in *--sample\\ *) made=samples.npz ;; esac
         while [ "$1" != --out ] && [ $# != 0 ]; do shift; done
-        case "$2" in "") ;; *.npz|*.png|*.json) touch "$2" ;; *) mkdir -p "$2"; touch "$2/${{made:-ckpt.pt}}" ;; esac
+        case "$2" in
+          "") ;;
+          *.npz|*.png|*.json) touch "$2" ;;
+          *) mkdir -p "$2"; touch "$2/${{made:-ckpt.pt}}" ;;
+        esac
         """)
     python.chmod(0o755)
     env = os.environ | {"PYTHON": str(python), "OUT": str(tmp_path / "o"), "ROOT": str(tmp_path)}
