@@ -102,7 +102,7 @@ basophils() {
     chosen $left
     for choice in 0 1 2; do rows init 0 $left $choice; done
   done
-  for choice in 0 1 2; do bench rows --type 0 --left 50 --choice $choice --steps 3000; done  # twice the steps
+  for choice in 0 1 2; do rows init 0 50 $choice --steps 3000; done  # twice the steps
 }
 
 types() {  # monocyte, immature granulocyte, lymphocyte
