@@ -278,8 +278,8 @@ def table(args):
 
 
 def without_samples(every, rows, g):
-    """The rows of the best setting without samples, of as many cells of the type and as many steps."""
-    real = g | {"generator": "", "before": "", "samples": 0}
+    """The rows of the best setting without samples; all else is alike."""
+    real = g | {"generator": "", "samples": 0}
     best = chosen(every, real)
     return matching(rows, real | best) if best else []
 

@@ -133,22 +133,22 @@ moved() {
   if [ ! -f "$file" ]; then bench move --how "$1" --left "$2" --choice "$3" --out "$file"; fi
   if [ "$3" = 0 ]; then names="init ddpm"; fi  # from scratch: one choice shows enough
   bench rows --data "$file" $val --repeats 0 960
-  bench rows --data "$file" $val --repeats 0 960 --before bloodmnist  # needs the cells that init has learned
+  bench rows --data "$file" $val --repeats 0 960 --before bloodmnist  # the cells that init has learned
   for name in $names; do
     local out=$cells-$name start="--init pretrained $gently"
+    local made=(--generator "$name" --samples "$S/$cells-$name/samples.npz" --counts 800 1600)
     if [ "$name" = ddpm ]; then start="--unet small"; fi
     train ddpm "$out" --data "$file" --epochs $epochs $start
     draw ddpm "$out" 1600
-    bench rows --data "$file" $val --repeats 0 960 --counts 800 1600 --generator "$name" \
-      --samples "$S/$out/samples.npz"
+    bench rows --data "$file" $val --repeats 0 960 "${made[@]}"
+    if [ "$name" = init ]; then bench rows --data "$file" $val --before bloodmnist "${made[@]}"; fi
   done
 }
 
 # measured HOW LEFT CHOICE: the same on the test part, with the settings chosen by then; FID and near-copies
 measured() {
   local cells=$1-$2-c$3 samples
-  bench rows --data "$S/$cells.npz"
-  bench rows --data "$S/$cells.npz" --before bloodmnist
+  bench rows --data "$S/$cells.npz" --before bloodmnist --generator init --samples "$S/$cells-init/samples.npz"
   for samples in "$S/$cells"-*/samples.npz; do
     local out=${samples%/*} how=("$S/$cells.npz" ${DEVICE:+--device "$DEVICE"} "${measure[@]}")
     bench rows --data "$S/$cells.npz" --generator "${out##*-}" --samples "$samples"
