@@ -2571,7 +2571,7 @@ def test_the_study_of_scarce_cells_gives_commands_that_work_and_chooses_on_val(t
                 source, n = drawn[args.samples.removesuffix("/samples.npz")]
                 assert max(args.counts or [0]) <= n
                 assert not args.type or sets[source] == (args.type, args.left, args.choice)
-    assert of_test > 100 and len(learned) > 60
+    assert of_test > 80 and len(learned) > 60
 
 
 # ---- bench/report.py and bench.sh ----
