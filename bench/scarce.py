@@ -37,6 +37,7 @@ from bench import trust
 
 STEPS = 1500  # of a classifier
 SETTING = ("repeats", "samples", "weighted")  # what is chosen on the val part
+MEASURES = ("accuracy", "mean", "average_precision")  # on the type, over types, on the type
 FIELDS = ("data", "type", "left", "generator", "before", "steps", *SETTING)
 
 
@@ -112,14 +113,16 @@ def prepare(args):
 
 
 def move(args):
-    """A train part of --left cells of each type of the test part, which the pretrained models have not seen,
-    moved; the others of the test part, moved alike, are half val part and half test part."""
+    """A train part of --left cells of each type of the test part, moved. The others of the test part, moved
+    alike, are val part or test part: a cell is in the same one of them for every choice. The pretrained model
+    must not have seen the test part; of the official BloodMNIST it has, so train your own for --init."""
     images, labels, names = data.load(args.data, args.root, "test")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(args.choice))
+    order, fixed = (torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+                    for seed in (args.choice, 10**6))
     few = torch.cat([order[labels[order] == k][:args.left] for k in range(len(names))])
-    others = order[~torch.isin(order, few)]
-    half = len(others) // 2
-    parts = {"train": few, "val": others[:half], "test": others[half:]}
+    others = fixed[~torch.isin(fixed, few)]
+    in_val = torch.isin(others, fixed[:len(fixed) // 2])
+    parts = {"train": few, "val": others[in_val], "test": others[~in_val]}
     save(args.out, names, {part: (moved(images[i], args.how), labels[i]) for part, i in parts.items()})
 
 
@@ -188,10 +191,15 @@ def rows(args):
             y = torch.cat([labels[kept], labels[again], fake_labels[:count]])
             weight = (1 / y.bincount(minlength=len(names))).to(args.device) if setting["weighted"] else None
             net = trust.classifier(x, y, args.steps, seed, args.device, weight, copy.deepcopy(first))
-            shares = trust.accuracy(net, *held_out)
-            types = {names[k]: round(v, 4) for k, v in zip(held_out[1].unique(), shares, strict=True)}
-            mean = round(float(np.mean(shares)), 5)
-            row |= {"accuracy": types[names[kind]] if args.type else mean, "mean": mean, "types": types}
+            found = trust.classify(net, held_out[0])
+            figures = [of(found, held_out[1]) for of in (trust.accuracy, trust.average_precision)]
+            present = [names[k] for k in held_out[1].unique()]
+            types, ranked = ({name: round(v, 4) for name, v in zip(present, values, strict=True)}
+                             for values in figures)
+            mean, all_ranked = (round(float(np.mean(values)), 5) for values in figures)
+            row |= {"accuracy": types[names[kind]] if args.type else mean, "mean": mean, "types": types,
+                    "average_precision": ranked[names[kind]] if args.type else all_ranked,
+                    "average_precisions": ranked}
             lines = [json.dumps(one) for one in (*read_rows(args.rows), row)]  # another process may add some
             with data.atomic(args.rows) as file:
                 file.write(("[" + ",\n".join(lines) + "]\n").encode())
@@ -202,20 +210,30 @@ def matching(rows, wanted):
     return [row for row in rows if wanted.items() <= row.items()]
 
 
-def chosen(rows, about):
-    """The setting of the highest mean over types on the val part, with as many cells left, of whatever type;
-    without samples for the generator "". None where nothing was measured. Not that of the highest accuracy on
-    the type: a classifier that takes many others for it would have that."""
-    found = defaultdict(list)
+def tried(rows, about):
+    """{setting: {(type, choice, seed): mean over types}} on the val part, with as many cells left, of any
+    type; without samples for the generator ""."""
+    found = defaultdict(dict)
     wanted = {k: about[k] for k in ("data", "left", "generator", "before")}
     for row in matching(rows, wanted | {"part": "val", "steps": STEPS}):
-        found[tuple(row[k] for k in SETTING)].append(row["mean"])
-    best = max(found, key=lambda setting: np.mean(found[setting]), default=None)
-    return best and dict(zip(SETTING, best, strict=True))
+        found[tuple(row[k] for k in SETTING)][row["type"], row["choice"], row["seed"]] = row["mean"]
+    return found
+
+
+def chosen(rows, about):
+    """The setting tried() of the highest mean over types, over the classifiers that all settings have. None
+    where there are none. Not that of the highest accuracy on the type: a classifier that takes many others
+    for it would have that."""
+    found = tried(rows, about)
+    if not found or not (shared := set.intersection(*map(set, found.values()))):
+        return None
+    best = max(found, key=lambda setting: np.mean([found[setting][one] for one in shared]))
+    return dict(zip(SETTING, best, strict=True))
 
 
 def copies(args):
-    """How many samples are closer to a cell left than the closest 1 % of the type's other cells are?"""
+    """How many samples are closer to a cell left, however turned, than the closest 1 % of the type's other
+    cells are?"""
     images, labels, names = data.load(args.data, args.root, "train")
     kind = find_type(names, args.type)
     few, others = split(labels, kind, args.left, args.choice)
@@ -224,7 +242,8 @@ def copies(args):
     samples, of, theirs = data.load(args.samples)
     samples = samples[of == find_type(theirs, names[kind])]
     net = fid.network(args.dims, args.weights, args.device)
-    sets = (torch.from_numpy(fid.features(x, net)) for x in (samples, images[few], unseen))
+    seen = trust.turns(images[few])  # as --augment shows them
+    sets = (torch.from_numpy(fid.features(x, net)) for x in (samples, seen, unseen))
     result, _, _ = trust.copies(*sets)
     result |= {"type": names[kind], "left": len(few), "choice": args.choice, "samples": len(samples)}
     result |= {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
@@ -236,41 +255,45 @@ def copies(args):
 # ---- what came out ----
 
 def table(args):
-    """One line per setting: mean over networks, ± over choices of the cells; in bold the best on the val
-    part. Gain: in accuracy, over the best without samples, of the same choices. Gap closed: how far that goes
-    to the accuracy of all real cells (100 %). Also writes <part>.md, <part>.png."""
+    """One line per setting: mean over networks, ± over choices of the cells. In bold the best of several on
+    the val part. In brackets the gain over the best without samples, of the same choices and networks. Gap
+    closed: how far it takes the accuracy on the type to that with all real cells. Also writes <part>.md and
+    <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
     lines, of_all_cells, curves = [], [], defaultdict(list)
     for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
         g = dict(zip(FIELDS, setting, strict=True))
+        kind = (g["type"] or g["data"]).split("(")[0]
         found, best = matching(rows, g), chosen(every, g)
-        none, high = without_samples(every, rows, g), all_cells(rows, g)
-        if high:
-            of_all_cells.append(f"| {g['type']}, all | real cells | {high['text']} | | | | |")
-        gain = gap = ""
-        if none and g["samples"]:
-            low, more = spread(none)["mean"], difference(found, none)
-            gain = f"{more['mean']:+.3f}" + (f" ± {more['std']:.2g}" if more["std"] is not None else "")
-            if high and high["mean"] != low:
-                gap = f"{more['mean'] / (high['mean'] - low):.0%}"
-        cells = f"{g['type']}, {g['left']} left" if g["type"] else f"{g['data']}, all"
+        none = without_samples(every, rows, g) if g["samples"] else []
+        steps = f", {g['steps']:,} steps" if g["steps"] != STEPS else ""
+        gap = ""
+        if high := all_cells(rows, g):
+            values = " | ".join(spread(high, of) for of in MEASURES)
+            of_all_cells.append(
+                f"| {kind}, all | real cells{steps}; ± over networks | {values} | | 1 x {len(high)} |")
+            missing = np.mean(by_choice(high, "accuracy")) - np.mean(by_choice(none, "accuracy") or 1)
+            if missing > 0 and (more := gains(found, none, "accuracy")):
+                gap = f"{more['mean'] / missing:.0%}"
+        cells = f"{kind}, {g['left']} left" if g["type"] else f"{kind}, all"
         parts = {"{before} first": g["before"], "real cells": True, "{repeats:,} repeats": g["repeats"],
-                 "weighted loss": g["weighted"], "{samples:,} samples of {generator}": g["samples"],
-                 "{steps:,} steps": g["steps"] != STEPS}
-        learned = ", ".join(part.format(**g) for part, there in parts.items() if there)
-        if best and all(g[k] == v for k, v in best.items()) and g["steps"] == STEPS:
+                 "weighted loss": g["weighted"], "{samples:,} samples of {generator}": g["samples"]}
+        learned = ", ".join(part.format(**g) for part, there in parts.items() if there) + steps
+        if not steps and len(tried(every, g)) > 1 and all(g[k] == v for k, v in best.items()):
             learned = f"**{learned}**"
         count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
-        accuracy, mean = (spread(found, of)["text"] for of in ("accuracy", "mean"))
-        lines.append(f"| {cells} | {learned} | {accuracy} | {mean} | {gain} | {gap} | {count} |")
+        values = " | ".join(spread(found, of) + gain(found, none, of) for of in MEASURES)
+        lines.append(f"| {cells} | {learned} | {values} | {gap} | {count} |")
         if g["samples"] and best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"]):
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
             alike = matching(rows, g | {"generator": "", "samples": 0})
             curve += [(0, alike)] * bool(alike and not curve) + [(g["samples"], found)]
-    head = ["| cells | learned from | accuracy | mean over types | gain | gap closed | choices x networks |"]
-    text = "\n".join([*head, "|---" * 7 + "|", *lines, *dict.fromkeys(of_all_cells)]) + "\n"
+    head = ["cells", "learned from", "accuracy", "mean over types", "average precision", "gap closed",
+            "choices x networks"]
+    head = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    text = "\n".join([*head, *lines, *dict.fromkeys(of_all_cells)]) + "\n"
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")
@@ -285,28 +308,39 @@ def without_samples(every, rows, g):
 
 
 def all_cells(rows, g):
-    """spread() of the accuracy on the type of those that have learned all real cells; None for no type."""
-    real = {"data": g["data"], "type": None, "left": None, "generator": "", "before": "", "steps": STEPS}
-    found = matching(rows, real | {"repeats": 0, "samples": 0, "weighted": False})
-    return fid.summary([np.mean([row["types"][g["type"]] for row in found])]) if found and g["type"] else None
+    """Rows of those that have learned all real cells; their accuracy and average precision are those on the
+    type, and each network counts as a choice. Empty for no type."""
+    real = {"data": g["data"], "type": None, "left": None, "generator": "", "before": "", "steps": g["steps"]}
+    found = matching(rows, real | {"repeats": 0, "samples": 0, "weighted": False}) if g["type"] else []
+    return [row | {"accuracy": row["types"][g["type"]], "choice": row["seed"],
+                   "average_precision": row.get("average_precisions", {}).get(g["type"])} for row in found]
 
 
-def by_choice(rows, of="accuracy"):
-    """{choice of the cells: mean over networks}"""
+def by_choice(rows, of):
+    """[mean over networks, for each choice of the cells]; of the rows that have the measure."""
     choices = defaultdict(list)
     for row in rows:
-        choices[row["choice"]].append(row[of])
-    return {choice: np.mean(values) for choice, values in choices.items()}
+        if row.get(of) is not None:  # rows of an earlier version have no average precision
+            choices[row["choice"]].append(row[of])
+    return [float(np.mean(values)) for values in choices.values()]
 
 
-def spread(rows, of="accuracy"):
-    return fid.summary([*by_choice(rows, of).values()])
+def spread(rows, of):
+    return fid.summary(values)["text"] if (values := by_choice(rows, of)) else ""
 
 
-def difference(rows, others):
-    """fid.summary() over the choices of the cells that both have."""
-    mine, theirs = by_choice(rows), by_choice(others)
-    return fid.summary([value - theirs[choice] for choice, value in mine.items() if choice in theirs])
+def gains(rows, none, of):
+    """fid.summary() of rows less `none`, by the choices and networks that both have; None without any."""
+    theirs = {(row["choice"], row["seed"]): row.get(of) for row in none}
+    pairs = [row | {of: row[of] - theirs[row["choice"], row["seed"]]} for row in rows
+             if row.get(of) is not None and theirs.get((row["choice"], row["seed"])) is not None]
+    return fid.summary(by_choice(pairs, of)) if pairs else None
+
+
+def gain(rows, none, of):
+    if not (found := gains(rows, none, of)):
+        return ""
+    return f" ({found['mean']:+.3f}" + (f" ± {found['std']:.2g})" if found["std"] is not None else ")")
 
 
 def draw(path, curves):
@@ -320,7 +354,7 @@ def draw(path, curves):
                                strict=True):
         for title, points in curves.items():
             x, found = zip(*points, strict=True)
-            y = [spread(rows, of) for rows in found]
+            y = [fid.summary(by_choice(rows, of)) for rows in found]
             axis.errorbar(x, [v["mean"] for v in y], [v["std"] or 0 for v in y], fmt="o-", capsize=3,
                           label=title)
         axis.set(xlabel="samples added", ylabel=label)

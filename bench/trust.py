@@ -34,6 +34,8 @@ def get_args(argv=None):
     p.add_argument("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--dims", type=int, choices=tuple(fid.LAST), default=2048, help="features of Inception")
     p.add_argument("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
+    p.add_argument("--augment", action="store_true",
+                   help="neighbours: the training images in all eight flips and turns, as a model saw them")
     p.add_argument("--images", type=data.number(int, 2), default=10000, help="in a draw of floors")
     p.add_argument("--steps", type=data.number(int, 2), default=1500, help="of the classifiers of cas")
     p.add_argument("--out", type=Path, default=Path("out/trust"), help="folder of the results")
@@ -86,18 +88,25 @@ def neighbours(args, net):
     """How far is each sample from the nearest training image, and how far is each held-out image? Writes the
     eight closest samples and their training images to <out>/neighbours.png."""
     images, _, _ = data.load(args.a, args.root, "all", 0)
-    train, _, _ = data.load(args.b, args.root, "train")
+    train, test = (data.load(args.b, args.root, split)[0] for split in ("train", "test"))
     if images.shape[1:] != train.shape[1:]:
         raise data.Error(f"{args.a} holds images {[*images.shape[1:]]}, {args.b} {[*train.shape[1:]]}")
-    real = parts(args, net)
-    samples = torch.from_numpy(fid.kept_features(images, net, args.out.parent))
-    result, near, which = copies(samples, real["train"][1], real["test"][1])
+    if args.augment:
+        train = turns(train)
+    sets = (torch.from_numpy(fid.kept_features(x, net, args.out.parent)) for x in (images, train, test))
+    result, near, which = copies(*sets)
     closest = near.argsort()[:8]
     rows = {"sample": images[closest], "training": train[which[closest]]}
     data.save_grid(args.out / "neighbours.png", rows)
     seen = {image.numpy().tobytes() for image in train}
     same = sum(image.numpy().tobytes() in seen for image in images)
     return {"images": len(images), **result, "pixel-identical to a training image": same}
+
+
+def turns(images):
+    """The eight flips and quarter turns of square images: (N, C, H, H) -> (8 N, C, H, H)."""
+    both = images, images.transpose(2, 3)
+    return torch.cat([y for x in both for y in (x, x.flip(2), x.flip(3), x.flip(2, 3))])
 
 
 def copies(samples, training, held_out):
@@ -142,11 +151,28 @@ def classifier(images, labels, steps=1500, seed=0, device="cpu", weight=None, ne
 
 
 @torch.inference_mode()
-def accuracy(net, images, labels):
-    """For each class that labels (N,) hold, the share of its images that the classifier names right."""
+def classify(net, images):
+    """Probabilities of the classes, (N, K)."""
     device = next(net.parameters()).device
-    named = torch.cat([net(x.to(device).float() / 255).argmax(1).cpu() for x in images.split(1000)])
+    return torch.cat([net(x.to(device).float() / 255).softmax(1).cpu() for x in images.split(1000)])
+
+
+def accuracy(found, labels):
+    """Of each class that labels (N,) hold, the share of images whose highest probability is the class's.
+    found: (N, K)."""
+    named = found.argmax(1)
     return [(named[labels == k] == k).float().mean().item() for k in labels.unique()]
+
+
+def average_precision(found, labels):
+    """Of each class that labels (N,) hold: with all images in the order of its probability, the mean over its
+    own of the share of its own among those down to there. No threshold enters. found: (N, K)."""
+    values = []
+    for k in labels.unique():
+        own = (labels == k)[found[:, k].argsort(descending=True)].double()
+        share = own.cumsum(0) / torch.arange(1, len(own) + 1)
+        values.append(share[own > 0].mean().item())
+    return values
 
 
 def over_seeds(args, name, training, *tests):
@@ -155,7 +181,7 @@ def over_seeds(args, name, training, *tests):
     runs = []
     for seed in SEEDS:
         net = classifier(*training(seed), args.steps, seed, args.device)
-        runs.append([accuracy(net, *test) for test in tests])
+        runs.append([accuracy(classify(net, images), labels) for images, labels in tests])
         means = ", ".join(f"{np.mean(shares):.3f}" for shares in runs[-1])
         print(f"{name}, seed {seed}: {means}", file=sys.stderr, flush=True)
     return [{"all": fid.summary([np.mean(run) for run in test]),
