@@ -130,23 +130,23 @@ copies() {
   done
 }
 
-# moved HOW LEFT CHOICE: LEFT cells of every type, moved as from another laboratory. 500 steps from the pretrained
-# weights (init) and from scratch (ddpm); 1,600 samples; classifiers on the val part.
+# moved HOW LEFT CHOICE NAMES: LEFT cells of every type, moved as from another laboratory. 500 steps from the
+# pretrained weights at gentle (init) or the default learning rates (fast), and from scratch (ddpm); 1,600
+# samples; classifiers on the val part.
 moved() {
-  local cells=$1-$2-c$3 epochs=$(($2 == 30 ? 125 : 38)) names=init name
+  local cells=$1-$2-c$3 epochs=$(($2 == 30 ? 125 : 38)) name
   local file=$S/$cells.npz
   if [ ! -f "$file" ]; then bench move --how "$1" --left "$2" --choice "$3" --out "$file"; fi
-  if [ "$3" = 0 ]; then names="init ddpm"; fi  # from scratch: one choice shows enough
   bench rows --data "$file" $val --repeats 0 960
   bench rows --data "$file" $val --repeats 0 960 --before bloodmnist  # the cells that init has learned
-  for name in $names; do
-    local out=$cells-$name start="--init pretrained $gently"
+  for name in "${@:4}"; do
+    local out=$cells-$name start="--init pretrained"
     local made=(--generator "$name" --samples "$S/$cells-$name/samples.npz" --counts 800 1600)
-    if [ "$name" = ddpm ]; then start="--unet small"; fi
+    case $name in ddpm) start="--unet small" ;; init) start="$start $gently" ;; esac
     train ddpm "$out" --data "$file" --epochs $epochs $start
     draw ddpm "$out" 1600
     bench rows --data "$file" $val --repeats 0 960 "${made[@]}"
-    if [ "$name" = init ]; then bench rows --data "$file" $val --before bloodmnist "${made[@]}"; fi
+    if [ "$name" != ddpm ]; then bench rows --data "$file" $val --before bloodmnist "${made[@]}"; fi
   done
 }
 
@@ -169,12 +169,12 @@ measured() {
 }
 
 lab() {  # thirty and a hundred cells of every type
-  local left part choice how
+  local left choice how
   for left in 30 100; do
-    for part in moved measured; do
-      for choice in 0 1 2; do
-        for how in mild strong; do $part $how $left $choice; done
-      done
+    for how in mild strong; do
+      moved $how $left 0 init fast ddpm  # from scratch: one choice shows enough
+      for choice in 1 2; do moved $how $left $choice init fast; done
+      for choice in 0 1 2; do measured $how $left $choice; done
     done
     bench picture --out "$S/lab-$left.png" \
       --sets "$S"/{mild,strong}-$left-c0{.npz,-init/samples.npz,-ddpm/samples.npz}
