@@ -2410,6 +2410,7 @@ def taught(monkeypatch):
 
     monkeypatch.setattr(trust, "classifier", classifier)
     monkeypatch.setattr(trust, "classify", lambda net, x: net)
+    monkeypatch.setattr(scarce, "tuned_mean", lambda kind, val, test: (kind + len(val[1]) + test[0]) / 1000)
     monkeypatch.setattr(trust, "accuracy", lambda n, y: [0.8, n / 1000, n / 1000])
     monkeypatch.setattr(trust, "average_precision", lambda n, y: [0.9, n / 500, 0])
     return calls
@@ -2427,6 +2428,7 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
         images, labels, *rest = call
         assert pixels(images) == pixels(left) + pixels(x[few.repeat(3)[:repeats]]) + pixels(samples[:count])
         assert rest == [1500, 1, None, None] and (labels == 1).sum() == 7 + repeats + count
+    assert all("tuned_mean" not in row for row in json.loads(kept.read_text()))  # it is chosen on this part
     rows, n = json.loads(kept.read_text()), len(left) / 1000
     assert rows[0] == {"data": "real", "type": "green", "left": 7, "choice": 0, "generator": "", "before": "",
                        "steps": 1500, "repeats": 0, "samples": 0, "weighted": False, "part": "val", "seed": 1,
@@ -2441,10 +2443,23 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
     common = f"rows --data {real} --rows {kept} --type 2"
     scarce.main(words(f"{common} --left 7 --seeds 1"))  # the best of the val part: most images, here
     assert len(taught) == 7 and len(taught[-1][0]) == (y != 2).sum() + 7 + 30
+    row = json.loads(kept.read_text())[-1]
+    assert row["part"] == "test" and row["tuned_mean"] == (2 + 60 + len(taught[-1][0])) / 1000
     for flags, said in (("--left 8", "no results on the val part"), ("", "rows needs --left"),
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
             scarce.main(words(common, flags))
+
+
+def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part():
+    def part(labels, *odds):  # log-odds for type 1 against 0
+        odds = torch.tensor(odds)
+        return torch.stack([-odds, odds], 1).mul(0.5).softmax(1), torch.tensor(labels)
+    val = part([1, 1, 1, 1, 0, 0], 3.0, 1, -0.5, -1.2, -3, -4)
+    assert np.mean(trust.accuracy(*val)) == 0.75 and scarce.tuned_mean(1, val, val) == 1
+    assert scarce.tuned_mean(1, val, part([1, 0], -1.2, -1.3)) == 1  # the constant is 1.25
+    assert scarce.tuned_mean(1, val, part([1, 0], -1.3, -1.2)) == 0
+    assert scarce.tuned_mean(1, part([1, 0], 1.0, -1.0), part([1, 0], 0.1, -0.1)) == 1  # it is 0
 
 
 def test_without_a_type_nothing_is_left_out_and_a_rival_learns_first(tmp_path, taught):
@@ -2515,13 +2530,13 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
     text = capsys.readouterr().out
     for kind, setting, values in (
             ("green, 50 left", "**real cells, 500 repeats**",
-             "0.55 ± 0.071 | 0.275 ± 0.035 | 0.1375 ± 0.018 |  | 2 x 2"),
+             "0.55 ± 0.071 | 0.275 ± 0.035 |  | 0.1375 ± 0.018 |  | 2 x 2"),
             ("green, 50 left", "**real cells, 500 repeats, 250 samples of ddpm**",
-             "0.65 ± 0.14 (+0.100 ± 0.071) | 0.325 ± 0.071 (+0.050 ± 0.035) | "
+             "0.65 ± 0.14 (+0.100 ± 0.071) | 0.325 ± 0.071 (+0.050 ± 0.035) |  | "
              "0.1625 ± 0.035 (+0.025 ± 0.018) | 22% | 2 x 2"),  # 0.15 and 0.05 of 1 - 0.55
-            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 | 0.2475 |  | 1 x 1"),
-            ("d, all", "real cells", "0.3 | 0.15 | 0.075 |  | 1 x 2"),
-            ("green, all", "real cells; ± over networks", "1 ± 0.14 | 0.15 ± 0.071 | 0.3 ± 0 | | 1 x 2")):
+            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  | 0.2475 |  | 1 x 1"),
+            ("d, all", "real cells", "0.3 | 0.15 |  | 0.075 |  | 1 x 2"),
+            ("green, all", "real cells; ± over networks", "1 ± 0.14 | 0.15 ± 0.071 |  | 0.3 ± 0 | | 1 x 2")):
         assert f"| {kind} | {setting} | {values} |\n" in text
     assert text.startswith((tmp_path / "test.md").read_text())
     pytest.importorskip("matplotlib")
