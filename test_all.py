@@ -2530,13 +2530,13 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
     text = capsys.readouterr().out
     for kind, setting, values in (
             ("green, 50 left", "**real cells, 500 repeats**",
-             "0.55 ± 0.071 | 0.275 ± 0.035 |  | 0.1375 ± 0.018 |  | 2 x 2"),
+             "0.55 ± 0.071 | 0.275 ± 0.035 |  | 0.1375 ± 0.018 | 2 x 2"),
             ("green, 50 left", "**real cells, 500 repeats, 250 samples of ddpm**",
              "0.65 ± 0.14 (+0.100 ± 0.071) | 0.325 ± 0.071 (+0.050 ± 0.035) |  | "
-             "0.1625 ± 0.035 (+0.025 ± 0.018) | 22% | 2 x 2"),  # 0.15 and 0.05 of 1 - 0.55
-            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  | 0.2475 |  | 1 x 1"),
-            ("d, all", "real cells", "0.3 | 0.15 |  | 0.075 |  | 1 x 2"),
-            ("green, all", "real cells; ± over networks", "1 ± 0.14 | 0.15 ± 0.071 |  | 0.3 ± 0 | | 1 x 2")):
+             "0.1625 ± 0.035 (+0.025 ± 0.018) | 2 x 2"),  # 0.15 and 0.05
+            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  | 0.2475 | 1 x 1"),
+            ("d, all", "real cells", "0.3 | 0.15 |  | 0.075 | 1 x 2"),
+            ("green, all", "real cells; ± over networks", "1 ± 0.14 | 0.15 ± 0.071 |  | 0.3 ± 0 | 1 x 2")):
         assert f"| {kind} | {setting} | {values} |\n" in text
     assert text.startswith((tmp_path / "test.md").read_text())
     pytest.importorskip("matplotlib")
@@ -2544,7 +2544,8 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
     with mock.patch.object(Axes, "errorbar", autospec=True, side_effect=Axes.errorbar) as drawn:
         scarce.main(words(f"table --part val --rows {file}"))
     points = [call[0][1:] for call in drawn.call_args_list]
-    assert points == [((0, 250, 500), [0.7, 0.8, 0.6], [0] * 3), ((0, 250, 500), [0.35, 0.4, 0.3], [0] * 3)]
+    assert points == [([0, 250, 500], [approx(v * share) for v in (0.7, 0.8, 0.6)], [0] * 3)
+                      for share in (1, 0.5, 0.25)]
 
 
 def test_the_picture_of_sets_of_cells(tmp_path):

@@ -272,9 +272,8 @@ def copies(args):
 
 def table(args):
     """One line per setting: mean over networks, ± over choices of the cells. In bold the best of several on
-    the val part. In brackets the gain over the best without samples, of the same choices and networks. Gap
-    closed: how far it takes the accuracy on the type to that with all real cells. Also writes <part>.md and
-    <part>.png."""
+    the val part. In brackets the gain over the best without samples, of the same choices and networks. Also
+    writes <part>.md and <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
@@ -285,29 +284,26 @@ def table(args):
         found, best = matching(rows, g), chosen(every, g)
         none = without_samples(every, rows, g) if g["samples"] else []
         steps = f", {g['steps']:,} steps" if g["steps"] != STEPS else ""
-        gap = ""
         if high := all_cells(rows, g):
             values = " | ".join(spread(high, of) for of in MEASURES)
             of_all_cells.append(
-                f"| {kind}, all | real cells{steps}; ± over networks | {values} | | 1 x {len(high)} |")
-            missing = np.mean(by_choice(high, "accuracy")) - np.mean(by_choice(none, "accuracy") or 1)
-            if missing > 0 and (more := gains(found, none, "accuracy")):
-                gap = f"{more['mean'] / missing:.0%}"
+                f"| {kind}, all | real cells{steps}; ± over networks | {values} | 1 x {len(high)} |")
         cells = f"{kind}, {g['left']} left" if g["type"] else f"{kind}, all"
         parts = {"{before} first": g["before"], "real cells": True, "{repeats:,} repeats": g["repeats"],
                  "weighted loss": g["weighted"], "{samples:,} samples of {generator}": g["samples"]}
         learned = ", ".join(part.format(**g) for part, there in parts.items() if there) + steps
-        if not steps and len(tried(every, g)) > 1 and all(g[k] == v for k, v in best.items()):
+        if not steps and best and len(tried(every, g)) > 1 and all(g[k] == v for k, v in best.items()):
             learned = f"**{learned}**"
         count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
         values = " | ".join(spread(found, of) + gain(found, none, of) for of in MEASURES)
-        lines.append(f"| {cells} | {learned} | {values} | {gap} | {count} |")
-        if g["samples"] and best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"]):
+        lines.append(f"| {cells} | {learned} | {values} | {count} |")
+        alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])
+        if g["type"] and g["samples"] and alike:
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
-            alike = matching(rows, g | {"generator": "", "samples": 0})
-            curve += [(0, alike)] * bool(alike and not curve) + [(g["samples"], found)]
+            without = matching(rows, g | {"generator": "", "samples": 0})
+            curve += [(0, without)] * bool(without and not curve) + [(g["samples"], found)]
     head = ["cells", "learned from", "accuracy", "mean over types", "the same, tuned", "average precision",
-            "gap closed", "choices x networks"]
+            "choices x networks"]
     head = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     text = "\n".join([*head, *lines, *dict.fromkeys(of_all_cells)]) + "\n"
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
@@ -345,38 +341,35 @@ def spread(rows, of):
     return fid.summary(values)["text"] if (values := by_choice(rows, of)) else ""
 
 
-def gains(rows, none, of):
-    """fid.summary() of rows less `none`, by the choices and networks that both have; None without any."""
+def gain(rows, none, of):
+    """Of rows over `none`, by the choices and networks that both have."""
     theirs = {(row["choice"], row["seed"]): row.get(of) for row in none}
     pairs = [row | {of: row[of] - theirs[row["choice"], row["seed"]]} for row in rows
              if row.get(of) is not None and theirs.get((row["choice"], row["seed"])) is not None]
-    return fid.summary(by_choice(pairs, of)) if pairs else None
-
-
-def gain(rows, none, of):
-    if not (found := gains(rows, none, of)):
+    if not pairs:
         return ""
+    found = fid.summary(by_choice(pairs, of))
     return f" ({found['mean']:+.3f}" + (f" ± {found['std']:.2g})" if found["std"] is not None else ")")
 
 
 def draw(path, curves):
-    """Accuracy against the number of samples added. curves: {title: [(samples, rows), ..]}."""
+    """Measures against the number of samples added. curves: {title: [(samples, rows), ..]}."""
     try:
         from matplotlib import pyplot
     except ImportError:
         return print("no picture of it: matplotlib is not installed")
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for axis, of, label in zip(axes, ("accuracy", "mean"), ("accuracy on the type", "mean over types"),
-                               strict=True):
+    shown = {"accuracy": "accuracy on the type", "mean": "mean over types",
+             "average_precision": "average precision of the type"}
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    for axis, (of, label) in zip(axes, shown.items(), strict=True):
         for title, points in curves.items():
-            x, found = zip(*points, strict=True)
-            y = [fid.summary(by_choice(rows, of)) for rows in found]
-            axis.errorbar(x, [v["mean"] for v in y], [v["std"] or 0 for v in y], fmt="o-", capsize=3,
-                          label=title)
+            points = [(x, fid.summary(by_choice(rows, of))) for x, rows in points if by_choice(rows, of)]
+            axis.errorbar([x for x, _ in points], [y["mean"] for _, y in points],
+                          [y["std"] or 0 for _, y in points], fmt="o-", capsize=3, label=title)
         axis.set(xlabel="samples added", ylabel=label)
         axis.grid(True, alpha=0.3)
     if curves:
-        axes[1].legend(fontsize="small")
+        axes[0].legend(fontsize="small")
     with data.atomic(path) as file:
         figure.savefig(file, format="png", dpi=100)
     pyplot.close(figure)
