@@ -2838,10 +2838,10 @@ def test_the_figures_of_a_scarce_type_are_those_of_its_rows(tmp_path, capsys):
     for part in ("val", "test"):
         scarce.main(words(f"table --part {part} --rows {tmp_path / 'rows.json'}"))
     table = capsys.readouterr().out
-    results = (HERE / "RESULTS.md").read_text().split("## A scarce type")[1].split("\n## ")[0]
+    readme, results = ((HERE / page).read_text().split("\n## Where real cells are scarce")[1].split("\n## ")[0]
+                       for page in ("README.md", "RESULTS.md"))
     lines = [line for line in results.splitlines() if line.endswith((" x 2 |", " x 3 |", " x 5 |"))]
     missing = [line for line in lines if line not in table]
-    readme = (HERE / "README.md").read_text().split("**A scarce type.**")[1].split("\n## ")[0]
     figures = re.findall(r"(?:\| |\()([+-]?0\.\d+[ ±.\d]*?)(?= [|(]|\))", readme)
     missing += [figure for figure in figures if figure not in table]
     assert not missing and len(lines) > 10 and len(figures) > 5

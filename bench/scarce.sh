@@ -153,10 +153,11 @@ moved() {
 # measured HOW LEFT CHOICE: the same on the test part, with the settings chosen by then; FID and near-copies
 measured() {
   local cells=$1-$2-c$3 samples
-  bench rows --data "$S/$cells.npz" --before bloodmnist --generator init --samples "$S/$cells-init/samples.npz"
   for samples in "$S/$cells"-*/samples.npz; do
     local out=${samples%/*} how=("$S/$cells.npz" ${DEVICE:+--device "$DEVICE"} "${measure[@]}")
-    bench rows --data "$S/$cells.npz" --generator "${out##*-}" --samples "$samples"
+    local made=(--data "$S/$cells.npz" --generator "${out##*-}" --samples "$samples")
+    bench rows "${made[@]}"
+    if [ "${out##*-}" != ddpm ]; then bench rows "${made[@]}" --before bloodmnist; fi
     if [ "$3" != 0 ]; then continue; fi
     if [ ! -f "$out/fid.json" ]; then
       "$PYTHON" fid.py "$samples" "${how[@]}" --split test --json > "$out/fid.tmp"
