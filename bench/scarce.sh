@@ -177,8 +177,8 @@ lab() {  # thirty and a hundred cells of every type
       for choice in 1 2; do moved $how $left $choice init fast; done
       for choice in 0 1 2; do measured $how $left $choice; done
     done
-    bench picture --out "$S/lab-$left.png" \
-      --sets "$S"/{mild,strong}-$left-c0{.npz,-init/samples.npz,-ddpm/samples.npz}
+    bench picture --out "$S/lab-$left.png" --sets "$S"/mild-$left-c0{.npz,-{init,ddpm}/samples.npz} \
+      "$S"/strong-$left-c0{.npz,-fast/samples.npz}
   done
 }
 
