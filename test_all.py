@@ -2828,6 +2828,7 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
             means = re.findall(r'"all": \{.*?"text": "(.*?)"', json.dumps(result, ensure_ascii=False))
             wanted += [f"**{text}**" for text in means]
         wanted += [f"{100 * v:.1f} %" for k, v in result.items() if k.startswith("share")]
+        wanted += [f"{result[k]:.4g}" for k in ("fid", "precision", "recall") if k in result]  # of fid.py
         assert len(wanted) > before, file
     missing = [text for text in wanted if text not in texts and text not in texts.replace("`", "")]
     assert not missing
@@ -2838,8 +2839,8 @@ def test_the_figures_of_a_scarce_type_are_those_of_its_rows(tmp_path, capsys):
     for part in ("val", "test"):
         scarce.main(words(f"table --part {part} --rows {tmp_path / 'rows.json'}"))
     table = capsys.readouterr().out
-    readme, results = ((HERE / page).read_text().split("\n## Where real cells are scarce")[1].split("\n## ")[0]
-                       for page in ("README.md", "RESULTS.md"))
+    pages = ((HERE / page).read_text() for page in ("README.md", "RESULTS.md"))
+    readme, results = (page.split("\n## Where real cells are scarce")[1].split("\n## ")[0] for page in pages)
     lines = [line for line in results.splitlines() if line.endswith((" x 2 |", " x 3 |", " x 5 |"))]
     missing = [line for line in lines if line not in table]
     figures = re.findall(r"(?:\| |\()([+-]?0\.\d+[ ±.\d]*?)(?= [|(]|\))", readme)

@@ -84,6 +84,7 @@ tried() {
     rows $name 0 50 0 $val --repeats 500 --counts 1000 --seeds 100 200 300
   done
   for choice in 0 1; do rows init-e6 0 50 $choice $val --repeats 500 1000 --counts 250 500 1000; done
+  rows init-e12 0 50 0 $val --repeats 1000 --counts 500
 }
 
 # chosen LEFT: settings for basophils, on the val part
@@ -132,7 +133,8 @@ copies() {
 
 # moved HOW LEFT CHOICE NAMES: LEFT cells of every type, moved as from another laboratory. 500 steps from the
 # pretrained weights at gentle (init) or the default learning rates (fast), and from scratch (ddpm); 1,600
-# samples; classifiers on the val part.
+# samples; classifiers on the val part. The pretrained model has learned many cells of the official test part:
+# there, name one with INIT=MODEL.pt that has not.
 moved() {
   local cells=$1-$2-c$3 epochs=$(($2 == 30 ? 125 : 38)) name
   local file=$S/$cells.npz
@@ -140,7 +142,7 @@ moved() {
   bench rows --data "$file" $val --repeats 0 960
   bench rows --data "$file" $val --repeats 0 960 --before bloodmnist  # the cells that init has learned
   for name in "${@:4}"; do
-    local out=$cells-$name start="--init pretrained"
+    local out=$cells-$name start="--init ${INIT:-pretrained}"
     local made=(--generator "$name" --samples "$S/$cells-$name/samples.npz" --counts 800 1600)
     case $name in ddpm) start="--unet small" ;; init) start="$start $gently" ;; esac
     train ddpm "$out" --data "$file" --epochs $epochs $start
