@@ -54,10 +54,9 @@ class Fault(nn.Sequential):
 
 def parts(args, net):
     """{split: (images, features)} of the real set, in the order of data.SPLITS. It may have no val part."""
-    source = args.b or args.a
-    images = {split: data.load(source, args.root, split)[0] for split in ("train", "test")}
+    images = {split: data.load(args.a, args.root, split)[0] for split in ("train", "test")}
     with contextlib.suppress(data.Error):
-        images["val"] = data.load(source, args.root, "val")[0]
+        images["val"] = data.load(args.a, args.root, "val")[0]
     return {split: (images[split], torch.from_numpy(fid.kept_features(images[split], net, args.out.parent)))
             for split in data.SPLITS if split in images}
 
