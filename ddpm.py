@@ -393,8 +393,11 @@ def train(args):
     # Muon: the hidden convolutions. Adam: all else, and the convolutions from or to pixels (1 or 3 channels)
     hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
     hidden = hidden if args.optimizer == "muon" else []
-    others = [p for p in model.parameters() if all(p is not h for h in hidden)]
-    optimizers = [torch.optim.Adam(others, lr=args.lr, fused=True)]
+    # with --init, the label embedding learns faster: the row of a new class has far to go
+    labelled = [m.label.weight for m in (model.net, model.guide) if args.init and m and m.label]
+    others = [p for p in model.parameters() if all(p is not q for q in (*hidden, *labelled))]
+    groups = [{"params": others}] + [{"params": labelled, "times": 10}] * bool(labelled)
+    optimizers = [torch.optim.Adam(groups, lr=args.lr, fused=True)]
     if hidden:
         optimizers.append(Muon(hidden, args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
@@ -431,8 +434,9 @@ def train(args):
             model.zero_grad()
             (loss + guide_loss).backward()
             for optimizer in optimizers:
+                lr = optimizer.defaults["lr"] * lr_scale(step, n_steps, args.decay)
                 for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * lr_scale(step, n_steps, args.decay)
+                    group["lr"] = lr * group.get("times", 1)
                 optimizer.step()
             # the average's half-life is h = args.ema * step steps: decay^h = 1/2
             update_ema(ema, model, 0.5 ** (1 / (args.ema * step)) if args.ema else 0)

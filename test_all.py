@@ -1424,6 +1424,10 @@ def test_init_takes_what_fits_and_the_rows_of_the_labels_by_name(tmp_path, capsy
         torch.testing.assert_close(v, theirs[k])
     printed = capsys.readouterr().out
     assert f"{len(ours)} of {len(ours)} tensors; new classes: new, none" in printed
+    call(ddpm, common, tmp_path / "one", "--lr 1e-3 --decay none")  # a first step of Adam is its rate
+    moved = {k: (v - theirs[k]).abs() for k, v in saved(tmp_path / "one" / "ckpt.pt")["model"].items()}
+    for k, rate in ("net.label.weight", 0.01), ("guide.label.weight", 0.01), ("net.embed.2.bias", 0.001):
+        assert moved[k].median().item() == approx(rate, rel=0.02)
     grey = fake_set(tmp_path / "grey.npz", (12, 2, 2), channels=1)
     call(ddpm, common, tmp_path / "b", f"--data {grey} --no-guide")  # the ends of the network are new
     taken = saved(tmp_path / "b" / "model.pt")
@@ -2575,6 +2579,26 @@ def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
         result = json.loads(out.read_text())
         assert next(v for k, v in result.items() if k.startswith("share")) == approx(share, abs=0.1)
         assert result["samples"] == result["left"] == 15
+
+
+def test_samples_that_are_of_another_type_are_found(tmp_path):
+    y = torch.arange(60) % 3
+    x = (bits(60, 3, 28, 28) // 8 + 80 * y[:, None, None, None]).byte()  # dark, grey and bright ones
+    real = tmp_path / "real.npz"
+    scarce.save(real, ["dark", "green", "bright"], {part: (x, y) for part in data.SPLITS})
+    sets = {"right": x[y == 1], "mixed": torch.cat([x[y == 1], x[y != 1], x[y != 1]])}
+    for name, images in sets.items():
+        np.savez(tmp_path / f"{name}.npz", images=images.permute(0, 2, 3, 1).numpy(),
+                 labels=np.zeros(len(images), int), class_names=["green"])
+    files = [tmp_path / f"{name}.npz" for name in sets]
+    out = tmp_path / "named.json"
+    scarce.main(words(f"named --data {real} --type green --sets {files[0]} {files[1]} --out {out}"
+                      " --steps 60 --seeds 1 2"))
+    result = json.loads(out.read_text())
+    assert result["real cells"]["named right"]["mean"] == result[str(files[0])]["named right"]["mean"] == 1
+    mixed = result[str(files[1])]
+    assert mixed["images"] == 100 and mixed["named right"]["mean"] == approx(0.2)
+    assert mixed["named"] == {"dark": 0.4, "green": 0.2, "bright": 0.4}
 
 
 def test_the_study_of_scarce_cells_gives_commands_that_work_and_chooses_on_val(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@
     python -m bench.scarce rows --type basophil --left 50 --part val --repeats 0 500 --counts 0 500 1000 \\
         --samples gen/samples.npz --generator ddpm
     python -m bench.scarce copies --type basophil --left 50 --samples gen/samples.npz --out copies.json
+    python -m bench.scarce named --type basophil --sets gen/samples.npz --out named.json
     python -m bench.scarce table --part val
 
 prepare leaves 50 basophils in the train part, and the other types whole: all that the generator sees. rows
@@ -45,17 +46,17 @@ def get_args(argv=None):
     p = argparse.ArgumentParser(epilog=__doc__, formatter_class=data.Help, allow_abbrev=False)
     p.error = data.refuse
     add = p.add_argument
-    add("what", choices=("prepare", "move", "rows", "copies", "table", "picture"))
+    add("what", choices=("prepare", "move", "rows", "copies", "named", "table", "picture"))
     add("--data", default="bloodmnist", help="the real cells")
     add("--root", help="folder of MedMNIST's files; else $MEDMNIST_ROOT, else ~/.medmnist")
     add("--device", type=data.device, default="cpu", help="auto, cpu, cuda, cuda:N or mps")
     add("--type", help="the scarce type, by name or number")
     add("--left", type=data.number(int, 0), help="cells of it that are left; move: of each type")
     add("--choice", type=data.number(int, 0), default=0, help="seed that chooses the cells left")
-    add("--out", type=Path, help="the file that prepare, move, copies or picture writes")
+    add("--out", type=Path, help="the file that prepare, move, copies, named or picture writes")
     add("--how", choices=("mild", "strong"), default="mild", help="how far to move")
     add("--samples", help="samples.npz of a generator that has seen the cells left and no others")
-    add("--sets", nargs="+", help="sets of images of the same classes, for picture")
+    add("--sets", nargs="+", help="for picture and named: sets of images of the same classes")
     add("--dims", type=int, choices=tuple(fid.LAST), default=768, help="features for copies")
     add("--weights", default="fid", help="Inception's: fid (as pytorch-fid), imagenet or a file")
     add("--rows", type=Path, default=Path("out/scarce/rows.json"), help="file of the results")
@@ -71,6 +72,7 @@ def get_args(argv=None):
     needs = {"prepare": ["type", "left", "out"], "move": ["left", "out"], "table": [],
              "picture": ["sets", "out"],
              "copies": ["type", "left", "samples", "out"],
+             "named": ["type", "sets", "out"],
              "rows": ["left"] * bool(args.type) + ["generator"] * bool(args.samples)}[args.what]
     if missing := [f"--{k}" for k in needs if getattr(args, k) in (None, "")]:
         p.error(f"{args.what} needs {', '.join(missing)}")
@@ -268,6 +270,32 @@ def copies(args):
     print(json.dumps(result, indent=1))
 
 
+def named(args):
+    """Are samples of their type? Classifiers of all real cells name them, and the real cells of --part. A
+    generator that has not learned a type makes others under its name."""
+    images, labels, names = data.load(args.data, args.root, "train")
+    kind = find_type(names, args.type)
+    sets = {}
+    for source in (args.data, *args.sets):
+        real = source == args.data
+        x, y, theirs = data.load(source, args.root, args.part if real else "all")
+        sets["real cells" if real else source] = x[y == find_type(theirs, names[kind])]
+    shares = defaultdict(list)
+    for seed in args.seeds:
+        net = trust.classifier(images, labels, args.steps, seed, args.device)
+        for name, x in sets.items():
+            shares[name].append(trust.classify(net, x).argmax(1).bincount(minlength=len(names)) / len(x))
+    result = {}
+    for name, x in sets.items():
+        every = torch.stack(shares[name]).double()  # (seeds, types)
+        all_types = dict(zip(names, [round(v, 4) for v in every.mean(0).tolist()], strict=True))
+        right = fid.summary(every[:, kind].tolist())
+        result[name] = {"images": len(x), "named right": right, "named": all_types}
+        print(f"{name}: {right['text']} of {len(x)} are named {names[kind]}", flush=True)
+    with data.atomic(args.out) as file:
+        file.write(json.dumps(result | {"type": names[kind], "part": args.part}, indent=1).encode())
+
+
 # ---- what came out ----
 
 def table(args):
@@ -387,8 +415,8 @@ def picture(args):
 
 def main(argv=None):
     args = get_args(argv)
-    {"prepare": prepare, "move": move, "rows": rows, "copies": copies, "table": table,
-     "picture": picture}[args.what](args)
+    {"prepare": prepare, "move": move, "rows": rows, "copies": copies, "named": named,
+     "table": table, "picture": picture}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ draw() {
 
 # generator NAME TYPE LEFT CHOICE: trained on what is left, with samples of the type, in the folder
 # nLEFT-tTYPE-cCHOICE-NAME. NAME: cvae, dcgan, ddpm, or init, a DDPM that has learned the other types before.
-# Ways that were tried: init-bB with --balance B, init-eE with E epochs, init-gG with --guidance G.
+# Ways that were tried: init-bB with --balance B, init-eE with E epochs, init-fE with E
+# epochs at the default learning rates, init-gG with --guidance G.
 generator() {
   local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=1000
   case "$1 $2 $3" in "init 0 50") n=2000 ;; esac
@@ -40,7 +41,7 @@ generator() {
   case $1 in
     init*)  # half an hour, once for two types, on all the others; then some minutes for each choice
       script=ddpm
-      local others pair=35 balance=1 epochs=3  # types 0 and 4 share one model without both, so do 3 and 5
+      local others pair=35 balance=1 epochs=3 rates=$gently  # types 0 and 4 share one model without both, so do 3 and 5
       case $2 in 0 | 4) pair=04 ;; esac
       others=$S/without$pair.npz
       if [ ! -f "$others" ]; then
@@ -51,6 +52,7 @@ generator() {
       case $1 in  # settings that were tried
         *-b*) balance=${1#*-b} ;;
         *-e*) epochs=${1#*-e} ;;
+        *-f*) epochs=${1#*-f} rates= ;;
       esac
       case $1 in
         *-g*)
@@ -59,7 +61,7 @@ generator() {
           ;;
         *)
           train ddpm "$out" --data "$few" --balance $balance --init "$S/pre$pair/model.pt" \
-            --epochs $epochs $gently
+            --epochs $epochs $rates
           ;;
       esac
       ;;
@@ -132,9 +134,9 @@ copies() {
 }
 
 # moved HOW LEFT CHOICE NAMES: LEFT cells of every type, moved as from another laboratory. 500 steps from the
-# pretrained weights at gentle (init) or the default learning rates (fast), and from scratch (ddpm); 1,600
-# samples; classifiers on the val part. The pretrained model has learned many cells of the official test part:
-# there, name one with INIT=MODEL.pt that has not.
+# pretrained weights at gentle (init) or the default learning rates (fast), and from scratch (ddpm); long: fast,
+# with 2,000 steps. 1,600 samples; classifiers on the val part. The pretrained model has learned many cells of
+# the official test part: there, name one with INIT=MODEL.pt that has not.
 moved() {
   local cells=$1-$2-c$3 epochs=$(($2 == 30 ? 125 : 38)) name
   local file=$S/$cells.npz
@@ -142,10 +144,14 @@ moved() {
   bench rows --data "$file" $val --repeats 0 960
   bench rows --data "$file" $val --repeats 0 960 --before bloodmnist  # the cells that init has learned
   for name in "${@:4}"; do
-    local out=$cells-$name start="--init ${INIT:-pretrained}"
+    local out=$cells-$name start="--init ${INIT:-pretrained}" times=1
     local made=(--generator "$name" --samples "$S/$cells-$name/samples.npz" --counts 800 1600)
-    case $name in ddpm) start="--unet small" ;; init) start="$start $gently" ;; esac
-    train ddpm "$out" --data "$file" --epochs $epochs $start
+    case $name in
+      ddpm) start="--unet small" ;;
+      init) start="$start $gently" ;;
+      long) times=4 ;;
+    esac
+    train ddpm "$out" --data "$file" --epochs $((epochs * times)) $start
     draw ddpm "$out" 1600
     bench rows --data "$file" $val --repeats 0 960 "${made[@]}"
     if [ "$name" != ddpm ]; then bench rows --data "$file" $val --before bloodmnist "${made[@]}"; fi
@@ -173,6 +179,7 @@ measured() {
 
 lab() {  # thirty and a hundred cells of every type
   local left choice how
+  moved strong 30 0 long
   for left in 30 100; do
     for how in mild strong; do
       moved $how $left 0 init fast ddpm  # from scratch: one choice shows enough
