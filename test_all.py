@@ -2852,6 +2852,8 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
             means = re.findall(r'"all": \{.*?"text": "(.*?)"', json.dumps(result, ensure_ascii=False))
             wanted += [f"**{text}**" for text in means]
         wanted += [f"{100 * v:.1f} %" for k, v in result.items() if k.startswith("share")]
+        named = [v for v in result.values() if isinstance(v, dict) and "named right" in v]
+        wanted += [f"| {v['named right']['text']} |" for v in named]
         wanted += [f"{result[k]:.4g}" for k in ("fid", "precision", "recall") if k in result]  # of fid.py
         assert len(wanted) > before, file
     missing = [text for text in wanted if text not in texts and text not in texts.replace("`", "")]

@@ -326,7 +326,7 @@ def table(args):
         values = " | ".join(spread(found, of) + gain(found, none, of) for of in MEASURES)
         lines.append(f"| {cells} | {learned} | {values} | {count} |")
         alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])
-        if g["type"] and g["samples"] and alike:
+        if g["type"] and g["samples"] and alike and not steps:
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
             without = matching(rows, g | {"generator": "", "samples": 0})
             curve += [(0, without)] * bool(without and not curve) + [(g["samples"], found)]
@@ -337,7 +337,10 @@ def table(args):
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")
-    draw(args.rows.with_name(f"{args.part}.png"), {k: v for k, v in curves.items() if len(v) > 2})
+    choices = {k: min(len({row["choice"] for row in found}) for _, found in v) for k, v in curves.items()}
+    most = max(choices.values(), default=0)  # what was tried with fewer is left out of the picture
+    draw(args.rows.with_name(f"{args.part}.png"), {k: v for k, v in curves.items()
+                                                   if len(v) > 2 and choices[k] == most})
 
 
 def without_samples(every, rows, g):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Do samples help a classifier where real cells of a type are scarce? Days on two cores, mostly of training.
 # The parts stand in the order in which they are worth running. Stop it and call it again as you like: what is
-# there is kept. Named parts run alone: bash bench.sh scarce lab. Only lab can run beside another part, for the
-# others share trainings. Where both write a result at once, one may be lost; call them again, and it is computed.
+# there is kept. Named parts run alone: bash bench.sh scarce lab. Only lab can run beside another part: the
+# others share trainings. Where both write a result at once, one may be lost: call them again to compute it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . bench/run.sh
@@ -31,17 +31,16 @@ draw() {
 
 # generator NAME TYPE LEFT CHOICE: trained on what is left, with samples of the type, in the folder
 # nLEFT-tTYPE-cCHOICE-NAME. NAME: cvae, dcgan, ddpm, or init, a DDPM that has learned the other types before.
-# Ways that were tried: init-bB with --balance B, init-eE with E epochs, init-fE with E
-# epochs at the default learning rates, init-gG with --guidance G.
+# Also init-bB with --balance B, init-eE with E epochs, init-gG with --guidance G, init-gentle at lower rates.
 generator() {
   local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=1000
-  case "$1 $2 $3" in "init 0 50") n=2000 ;; esac
   if [ -f "$S/$out/samples.npz" ]; then return; fi
   if [ ! -f "$few" ]; then bench prepare --type "$2" --left "$3" --choice "$4" --out "$few"; fi
   case $1 in
     init*)  # half an hour, once for two types, on all the others; then some minutes for each choice
       script=ddpm
-      local others pair=35 balance=1 epochs=3 rates=$gently  # types 0 and 4 share one model without both, so do 3 and 5
+      local others balance=1 epochs=3 rates=
+      local pair=35  # types 3 and 5 share a model that has learned neither, so do 0 and 4
       case $2 in 0 | 4) pair=04 ;; esac
       others=$S/without$pair.npz
       if [ ! -f "$others" ]; then
@@ -52,10 +51,10 @@ generator() {
       case $1 in  # settings that were tried
         *-b*) balance=${1#*-b} ;;
         *-e*) epochs=${1#*-e} ;;
-        *-f*) epochs=${1#*-f} rates= ;;
+        *-gentle) rates=$gently ;;
       esac
       case $1 in
-        *-g*)
+        *-g[0-9]*)
           generator init "$2" "$3" "$4"
           draw ddpm "$out" "$n" --label "$2" --guidance "${1#*-g}" --ckpt "$S/n$3-t$2-c$4-init/model.pt"
           ;;
@@ -82,11 +81,9 @@ rows() {
 
 # tried: ways to train and to sample, one choice of 50 basophils, on the val part
 tried() {
-  for name in init init-b0 init-b0.5 init-e6 init-g0 init-g1.2; do
-    rows $name 0 50 0 $val --repeats 500 --counts 1000 --seeds 100 200 300
+  for name in init init-b0.5 init-e6 init-g0 init-g1.2 init-gentle; do
+    rows $name 0 50 0 $val --repeats 1000 --counts 250 500 1000
   done
-  for choice in 0 1; do rows init-e6 0 50 $choice $val --repeats 500 1000 --counts 250 500 1000; done
-  rows init-e12 0 50 0 $val --repeats 1000 --counts 500
 }
 
 # chosen LEFT: settings for basophils, on the val part
@@ -95,7 +92,6 @@ chosen() {
     bench rows --type 0 --left "$1" --choice $choice $val --repeats 0 250 500 1000 2000
     bench rows --type 0 --left "$1" --choice $choice $val --weighted
     rows init 0 "$1" $choice $val --repeats 500 1000 --counts 250 500 1000
-    if [ "$1" = 50 ]; then rows init 0 50 $choice $val --repeats 0 500 1000 --counts 500 1000 2000; fi
   done
 }
 
@@ -121,6 +117,17 @@ types() {  # monocyte, immature granulocyte, lymphocyte
   done
 }
 
+named() {  # are the samples of their type?
+  local type left
+  for type in 0 5 3 4; do
+    for left in 20 50; do
+      generator init $type $left 0
+      if [ -f "$S/named-n$left-t$type.json" ]; then continue; fi
+      bench named --type $type --sets "$S"/n$left-t$type-c0-*/samples.npz --out "$S/named-n$left-t$type.json"
+    done
+  done
+}
+
 copies() {
   for type in 0 5 3 4; do
     for left in 20 50; do
@@ -134,9 +141,9 @@ copies() {
 }
 
 # moved HOW LEFT CHOICE NAMES: LEFT cells of every type, moved as from another laboratory. 500 steps from the
-# pretrained weights at gentle (init) or the default learning rates (fast), and from scratch (ddpm); long: fast,
-# with 2,000 steps. 1,600 samples; classifiers on the val part. The pretrained model has learned many cells of
-# the official test part: there, name one with INIT=MODEL.pt that has not.
+# pretrained weights at gentle (init) or the default learning rates (fast), and from scratch (ddpm). long: as
+# fast, with 2,000 steps. 1,600 samples; classifiers on the val part. The pretrained model has learned many
+# cells of the official test part: there, name one with INIT=MODEL.pt that has not.
 moved() {
   local cells=$1-$2-c$3 epochs=$(($2 == 30 ? 125 : 38)) name
   local file=$S/$cells.npz
@@ -221,5 +228,5 @@ tables() {
   bench table --part test
 }
 
-if [ $# = 0 ]; then set -- tried basophils types copies lab whole sizes models tables; fi
+if [ $# = 0 ]; then set -- tried basophils types named copies lab whole sizes models tables; fi
 for part in "$@"; do $part; done

@@ -227,7 +227,7 @@ def main(argv=None):
         net = fid.network(args.dims, args.weights, args.device)
         result = {"floors": floors, "neighbours": neighbours}[args.what](args, net)
         result |= {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
-    text = json.dumps(result | {"what": args.what, "a": args.a, "b": args.b}, indent=1)
+    text = json.dumps(result | {"what": args.what, "a": args.a, "b": args.b}, indent=1, ensure_ascii=False)
     with data.atomic(args.out / f"{args.what}.json") as file:
         file.write(text.encode())
     print(text)
