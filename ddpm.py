@@ -473,25 +473,31 @@ def validate(args, model, images, labels):
 
 def initialize(model, path):
     """From another model.pt, takes the tensors that fit by name and shape; rows of the label embedding by the
-    class's name (without what is in brackets, in any case), for a new class their mean. Raises Error where
-    nothing fits."""
+    class's name in any case, or by what stands before brackets; for a new class their mean. Raises Error
+    where nothing fits."""
     other = load(path, "cpu")
     mine, theirs = model.state_dict(), other.state_dict()
     taken = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
     if not any(k.startswith("net.") and v.ndim == 4 for k, v in taken.items()):
         raise data.Error(f"--init {path}: none of its layers fits into this network")
 
-    def short(name):
-        return name.split("(")[0].strip().lower()
+    learned = {i: name.lower() for i, (name, count) in enumerate(other.classes.items()) if count}
 
-    known = {short(name): i for i, (name, count) in enumerate(other.classes.items()) if count}
+    def row(name):
+        """The number of the class in the other embedding, or None."""
+        for part in (str, lambda text: text.split("(")[0]):  # the whole name, else up to brackets
+            alike = [i for i, known in learned.items() if part(known).strip() == part(name.lower()).strip()]
+            if len(alike) == 1:
+                return alike[0]
+        return None
+
+    old = [row(name) for name in model.classes]
     for k in ("net.label.weight", "guide.label.weight"):
         if k in mine and k in theirs:
-            mean = theirs[k][[*known.values()]].mean(0)
-            taken[k] = torch.stack([theirs[k][known[short(name)]] if short(name) in known else mean
-                                    for name in model.classes])
+            mean = theirs[k][[*learned]].mean(0)
+            taken[k] = torch.stack([mean if i is None else theirs[k][i] for i in old])
     model.load_state_dict(taken, strict=False)
-    new = [name for name in model.classes if short(name) not in known]
+    new = [name for name, i in zip(model.classes, old, strict=True) if i is None]
     print(f"--init {path}: took {len(taken)} of {len(mine)} tensors; new classes: {', '.join(new) or 'none'}")
 
 

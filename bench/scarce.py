@@ -214,9 +214,9 @@ def rows(args):
 
 def tuned_mean(kind, val, test):
     """The mean over types of a classifier that names a type more readily, or less: to the log-probability of
-    `kind` a constant is added, the smallest from -2 to 6 that is best on val. val, test: (probabilities
-    (N, K), labels (N,)). Repeats and samples then differ by what they teach, not by how often the type is
-    named."""
+    `kind` a constant is added, of those from -2 to 6 that are best on val the nearest to 0. val, test:
+    (probabilities (N, K), labels (N,)). Repeats and samples then differ by what they teach, not by how often
+    the type is named."""
     def mean(part, constant):
         scores = part[0].double().clamp(min=1e-30).log()
         scores[:, kind] += constant

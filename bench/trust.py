@@ -174,18 +174,21 @@ def average_precision(found, labels):
     return values
 
 
-def over_seeds(args, name, training, *tests):
+def over_seeds(args, names, title, training, *tests):
     """Accuracy of five classifiers on each of `tests`, (images, labels): mean over classes, and each class.
-    training: a function seed -> (images, labels)."""
+    names: of the classes. training: a function seed -> (images, labels)."""
     runs = []
     for seed in SEEDS:
         net = classifier(*training(seed), args.steps, seed, args.device)
         runs.append([accuracy(classify(net, images), labels) for images, labels in tests])
         means = ", ".join(f"{np.mean(shares):.3f}" for shares in runs[-1])
-        print(f"{name}, seed {seed}: {means}", file=sys.stderr, flush=True)
-    return [{"all": fid.summary([np.mean(run) for run in test]),
-             "of each class": [fid.summary(share) for share in zip(*test, strict=True)]}
-            for test in zip(*runs, strict=True)]
+        print(f"{title}, seed {seed}: {means}", file=sys.stderr, flush=True)
+    found = []
+    for (_, labels), shares in zip(tests, zip(*runs, strict=True), strict=True):
+        present = [names[k] for k in labels.unique()]
+        each = {k: fid.summary(share) for k, share in zip(present, zip(*shares, strict=True), strict=True)}
+        found.append({"all": fid.summary([np.mean(run) for run in shares]), "of each class": each})
+    return found
 
 
 def labelled(args, names):
@@ -213,10 +216,10 @@ def cas(args):
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
         return images[chosen], labels[chosen]
 
-    on_samples, on_real = over_seeds(args, "real", lambda seed: (images, labels), samples, test)
+    on_samples, on_real = over_seeds(args, names, "real", lambda seed: (images, labels), samples, test)
     return {"images": n, "real name generated": on_samples, "real name held-out": on_real,
-            "generated name held-out": over_seeds(args, "generated", lambda seed: samples, test)[0],
-            "as many real name held-out": over_seeds(args, "as many real", as_many, test)[0]}
+            "generated name held-out": over_seeds(args, names, "generated", lambda seed: samples, test)[0],
+            "as many real name held-out": over_seeds(args, names, "as many real", as_many, test)[0]}
 
 
 def main(argv=None):
