@@ -2450,7 +2450,7 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
     assert len(taught) == 7 and len(taught[-1][0]) == (y != 2).sum() + 7 + 30
     row = json.loads(kept.read_text())[-1]
     assert row["part"] == "test" and row["tuned_mean"] == (2 + 60 + len(taught[-1][0])) / 1000
-    for flags, said in (("--left 8", "no comparable results on the val part"), ("", "rows needs --left"),
+    for flags, said in (("--left 8", "no comparable results on val"), ("", "rows needs --left"),
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
             scarce.main(words(common, flags))

@@ -173,7 +173,7 @@ def rows(args):
         settings = [chosen(read_rows(args.rows), about | {"generator": name, "before": args.before})
                     for name in dict.fromkeys(("", args.generator))]
     if None in settings:
-        raise data.Error(f"{args.rows} has no comparable results on the val part: name --repeats and --counts")
+        raise data.Error(f"{args.rows} has no comparable results on val; name --repeats and --counts")
     if (most := max(setting["samples"] for setting in settings)) > len(fake):
         raise data.Error(f"--counts {most}: there are {len(fake)} samples")
 
