@@ -33,7 +33,7 @@ draw() {
 # nLEFT-tTYPE-cCHOICE-NAME. NAME: cvae, dcgan, ddpm, or init, a DDPM that has learned the other types before.
 # Also init-bB with --balance B, init-eE with E epochs, init-gG with --guidance G, init-gentle at lower rates.
 generator() {
-  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1 n=1000
+  local few=$S/n$3-t$2-c$4.npz out=n$3-t$2-c$4-$1 script=$1
   if [ -f "$S/$out/samples.npz" ]; then return; fi
   if [ ! -f "$few" ]; then bench prepare --type "$2" --left "$3" --choice "$4" --out "$few"; fi
   case $1 in
@@ -56,7 +56,7 @@ generator() {
       case $1 in
         *-g[0-9]*)
           generator init "$2" "$3" "$4"
-          draw ddpm "$out" "$n" --label "$2" --guidance "${1#*-g}" --ckpt "$S/n$3-t$2-c$4-init/model.pt"
+          draw ddpm "$out" 1000 --label "$2" --guidance "${1#*-g}" --ckpt "$S/n$3-t$2-c$4-init/model.pt"
           ;;
         *)
           train ddpm "$out" --data "$few" --balance $balance --init "$S/pre$pair/model.pt" \
@@ -68,7 +68,7 @@ generator() {
     dcgan) train dcgan "$out" --data "$few" --balance 1 --epochs 120 ;;
     cvae) train cvae "$out" --data "$few" --balance 1 --epochs 40 ;;
   esac
-  draw "$script" "$out" $n --label "$2"
+  draw "$script" "$out" 1000 --label "$2"
 }
 
 # rows NAME TYPE LEFT CHOICE FLAGS: classifiers with samples of a generator. Without further flags: the
@@ -84,6 +84,11 @@ tried() {
   for name in init init-b0.5 init-e6 init-g0 init-g1.2 init-gentle; do
     rows $name 0 50 0 $val --repeats 1000 --counts 250 500 1000
   done
+  rows init 0 50 0 $val --repeats 1000 --counts 0 250 500 1000 --steps 6000
+  # how much would a generator give that has learned all 852?
+  draw ddpm knows-852 1000 --ckpt pretrained --label 0
+  bench rows --type 0 --left 50 $val --repeats 1000 --counts 250 500 1000 --generator knows-852 \
+    --samples "$S/knows-852/samples.npz"
 }
 
 # chosen LEFT: settings for basophils, on the val part
