@@ -2415,7 +2415,8 @@ def taught(monkeypatch):
 
     monkeypatch.setattr(trust, "classifier", classifier)
     monkeypatch.setattr(trust, "classify", lambda net, x: net)
-    monkeypatch.setattr(scarce, "tuned_mean", lambda kind, val, test: (kind + len(val[1]) + test[0]) / 1000)
+    monkeypatch.setattr(scarce, "tuned", lambda kind, counts, val, test: {
+        "tuned_mean": (kind + len(val[1]) + test[0]) / 1000, "tuned_with": counts.tolist()})
     monkeypatch.setattr(trust, "accuracy", lambda n, y: [0.8, n / 1000, n / 1000])
     monkeypatch.setattr(trust, "average_precision", lambda n, y: [0.9, n / 500, 0])
     return calls
@@ -2450,6 +2451,7 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
     assert len(taught) == 7 and len(taught[-1][0]) == (y != 2).sum() + 7 + 30
     row = json.loads(kept.read_text())[-1]
     assert row["part"] == "test" and row["tuned_mean"] == (2 + 60 + len(taught[-1][0])) / 1000
+    assert row["tuned_with"] == taught[-1][1].bincount().tolist()
     for flags, said in (("--left 8", "no comparable results on val"), ("", "rows needs --left"),
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
@@ -2460,11 +2462,22 @@ def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part()
     def part(labels, *odds):  # log-odds for type 1 against 0
         odds = torch.tensor(odds)
         return torch.stack([-odds, odds], 1).mul(0.5).softmax(1), torch.tensor(labels)
+
+    def means(val, test, counts=(1, 1)):
+        found = scarce.tuned(1, torch.tensor(counts), val, test)
+        return found["tuned_mean"], found["tuned_with"]
+
     val = part([1, 1, 1, 1, 0, 0], 3.0, 1, -0.5, -1.2, -3, -4)
-    assert np.mean(trust.accuracy(*val)) == 0.75 and scarce.tuned_mean(1, val, val) == 1
-    assert scarce.tuned_mean(1, val, part([1, 0], -1.2, -1.3)) == 1  # the constant is 1.25
-    assert scarce.tuned_mean(1, val, part([1, 0], -1.3, -1.2)) == 0
-    assert scarce.tuned_mean(1, part([1, 0], 1.0, -1.0), part([1, 0], 0.1, -0.1)) == 1  # it is 0
+    assert np.mean(trust.accuracy(*val)) == 0.75 and means(val, val)[0] == 1
+    assert means(val, part([1, 0], -1.2, -1.3))[0] == 1  # the constant is 1.25
+    assert means(val, part([1, 0], -1.3, -1.2))[0] == 0
+    assert means(part([1, 0], 1.0, -1.0), part([1, 0], 0.1, -0.1))[0] == 1  # it is 0
+    # of 40 cells one needs the constant 1.25: all 40 show it, and a draw of n does in n / 40 of the draws
+    mean, fewer = means(part([1] * 40 + [0], *[3.0] * 39, -1.2, -3), part([1, 0], -1.2, -1.3))
+    assert mean == 1 and [*fewer] == ["0", "10", "20", "50"] and fewer["0"] == 0.5 and fewer["50"] == 1
+    assert fewer["10"] == approx(0.5 + 0.5 * 10 / 40, abs=0.1) and fewer["20"] == approx(0.75, abs=0.1)
+    at = part([1, 0], -1.0, -1.5)  # e^1.0 and e^1.5 to 1: a prior of 1 : 3 is between them
+    assert [means(val, at, (n, 1))[1]["0"] for n in (2, 3, 4, 5)] == [0.5, 1, 1, 0.5]
 
 
 def test_without_a_type_nothing_is_left_out_and_a_rival_learns_first(tmp_path, taught):
@@ -2530,12 +2543,17 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
     add("test", "green", [[0.7, 0.8], [0.5, 0.6]], repeats=500, samples=250, generator="ddpm")
     add("test", "green", [[0.99]], repeats=500, steps=3000)  # not what is compared
     add("test", None, [[0.2, 0.4]])
+    for row, value in zip([r for r in rows if r["repeats"] == 500 and r["part"] == "test"], (0.1, 0.2, 0.6),
+                          strict=False):  # the first three networks, of two choices
+        row |= {"tuned_mean": value, "tuned_with": {"0": value + 1, "10": 3, "20": 4, "50": value + 5}}
     file.write_text(json.dumps(rows))
     scarce.main(words(f"table --rows {file}"))
     text = capsys.readouterr().out
     for kind, setting, values in (
             ("green, 50 left", "**real cells, 500 repeats**",
-             "0.55 ± 0.071 | 0.275 ± 0.035 |  | 0.1375 ± 0.018 | 2 x 2"),
+             "0.55 ± 0.071 | 0.275 ± 0.035 | 0.375 ± 0.32 | 0.1375 ± 0.018 | 2 x 2"),
+            ("green, 50 left", "**real cells, 500 repeats**",
+             "0.275 ± 0.035 | 1.375 ± 0.32 | 3 ± 0 | 4 ± 0 | 5.375 ± 0.32 | 0.375 ± 0.32 | 2 x 2"),
             ("green, 50 left", "**real cells, 500 repeats, 250 samples of ddpm**",
              "0.65 ± 0.14 (+0.100 ± 0.071) | 0.325 ± 0.071 (+0.050 ± 0.035) |  | "
              "0.1625 ± 0.035 (+0.025 ± 0.018) | 2 x 2"),  # 0.15 and 0.05

@@ -38,6 +38,7 @@ from bench import trust
 
 STEPS = 1500  # of a classifier
 SETTING = ("repeats", "samples", "weighted")  # what is chosen on the val part
+FEWER = (10, 20, 50)  # held-out cells of the type by which a constant is chosen
 MEASURES = ("accuracy", "mean", "tuned_mean", "average_precision")  # on the type, over types (2), on the type
 FIELDS = ("data", "type", "left", "generator", "before", "steps", *SETTING)
 
@@ -204,24 +205,40 @@ def rows(args):
                     "average_precisions": ranked}
             if args.type and args.part == "test":
                 val = data.load(args.data, args.root, "val")[:2]
-                row["tuned_mean"] = round(tuned_mean(kind, (trust.classify(net, val[0]), val[1]),
-                                                     (found, held_out[1])), 5)
+                counts = y.bincount(minlength=len(names)).clamp(min=1)
+                row |= tuned(kind, counts, (trust.classify(net, val[0]), val[1]), (found, held_out[1]))
             lines = [json.dumps(one) for one in (*read_rows(args.rows), row)]  # another process may add some
             with data.atomic(args.rows) as file:
                 file.write(("[" + ",\n".join(lines) + "]\n").encode())
             print(lines[-1], flush=True)
 
 
-def tuned_mean(kind, val, test):
-    """The mean over types of a classifier that names a type more readily, or less: to the log-probability of
-    `kind` a constant is added, of those from -2 to 6 that are best on val the nearest to 0. val, test:
-    (probabilities (N, K), labels (N,)). Repeats and samples then differ by what they teach, not by how often
-    the type is named."""
-    def mean(part, constant):
-        scores = part[0].double().clamp(min=1e-30).log()
-        scores[:, kind] += constant
-        return float(np.mean(trust.accuracy(scores, part[1])))
-    return mean(test, max(np.linspace(-2, 6, 33), key=lambda constant: (mean(val, constant), -abs(constant))))
+def tuned(kind, counts, val, test):
+    """Means over types of a classifier that names a type more readily, or less: to the log-probability of
+    `kind` a constant is added, of those from -2 to 6 that are best on val the nearest to 0. Repeats and
+    samples then differ by what they teach, not by how often the type is named. val, test: (probabilities
+    (N, K), labels (N,)). Also with fewer cells of the type in val, as a mean over 100 draws; and with none:
+    each type's log-probability less the log of its frequency among the training images, counts (K,)
+    (logit adjustment, Menon et al., 2021)."""
+    constants = torch.tensor(sorted(np.linspace(-2, 6, 33), key=abs))
+    found = []  # for val and test: the sum of the other types' accuracies, and which of its own are right
+    for scores, labels in (val, test):
+        scores = scores.double().clamp(min=1e-30).log().repeat(len(constants), 1, 1)
+        scores[:, :, kind] += constants[:, None]
+        right = (scores.argmax(2) == labels).double().numpy()  # (constants, N)
+        others = [right[:, labels == k].mean(1) for k in labels.unique() if k != kind]
+        found.append((sum(others), right[:, labels == kind]))
+    (others, mine), (test_others, test_mine) = found
+    means = (test_others + test_mine.mean(1)) / len(test[1].unique())  # of each constant
+    generator = np.random.default_rng(0)
+
+    def draw(n):
+        return mine[:, generator.permutation(mine.shape[1])[:n]].mean(1)
+
+    fewer = {n: np.mean([means[np.argmax(others + draw(n))] for _ in range(100)]) for n in FEWER}
+    fewer[0] = np.mean(trust.accuracy(test[0] / counts, test[1]))
+    return {"tuned_mean": round(float(means[np.argmax(others + mine.mean(1))]), 5),
+            "tuned_with": {str(n): round(float(mean), 5) for n, mean in sorted(fewer.items())}}
 
 
 def matching(rows, wanted):
@@ -300,12 +317,13 @@ def named(args):
 
 def table(args):
     """One line per setting: mean over networks, ± over choices of the cells. In bold the best of several on
-    the val part. In brackets the gain over the best without samples, of the same choices and networks. Also
-    writes <part>.md and <part>.png."""
+    the val part. In brackets the gain over the best without samples, of the same choices and networks. Then
+    the means over types with a constant, by how it was chosen, see tuned(). Also writes <part>.md and
+    <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
-    lines, of_all_cells, curves = [], [], defaultdict(list)
+    lines, of_all_cells, with_constant, curves = [], [], [], defaultdict(list)
     for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
         g = dict(zip(FIELDS, setting, strict=True))
         kind = (g["type"] or g["data"]).split("(")[0]
@@ -325,15 +343,27 @@ def table(args):
         count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
         values = " | ".join(spread(found, of) + gain(found, none, of) for of in MEASURES)
         lines.append(f"| {cells} | {learned} | {values} | {count} |")
+        if known := [row | {f"with {n}": v for n, v in row["tuned_with"].items()}
+                     for row in found if "tuned_with" in row]:
+            every_way = ["mean", *(f"with {n}" for n in (0, *FEWER)), "tuned_mean"]
+            values = " | ".join(spread(known, of) for of in every_way)
+            count = " x ".join(str(len({row[k] for row in known})) for k in ("choice", "seed"))
+            with_constant.append(f"| {cells} | {learned} | {values} | {count} |")
         alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])
         if g["type"] and g["samples"] and alike and not steps:
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
             without = matching(rows, g | {"generator": "", "samples": 0})
             curve += [(0, without)] * bool(without and not curve) + [(g["samples"], found)]
-    head = ["cells", "learned from", "accuracy", "mean over types", "the same, tuned", "average precision",
-            "choices x networks"]
-    head = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    text = "\n".join([*head, *lines, *dict.fromkeys(of_all_cells)]) + "\n"
+
+    def under(titles, lines):
+        titles = ["cells", "learned from", *titles, "choices x networks"]
+        return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *lines]) + "\n"
+
+    text = under(["accuracy", "mean over types", "the same, tuned", "average precision"],
+                 [*lines, *dict.fromkeys(of_all_cells)])
+    if with_constant:
+        text += "\n" + under(["no constant", "by the frequencies", *(f"by {n} cells" for n in FEWER),
+                              "by all of the val part"], with_constant)
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")
