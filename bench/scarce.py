@@ -343,10 +343,11 @@ def table(args):
         count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
         values = " | ".join(spread(found, of) + gain(found, none, of) for of in MEASURES)
         lines.append(f"| {cells} | {learned} | {values} | {count} |")
-        if known := [row | {f"with {n}": v for n, v in row["tuned_with"].items()}
-                     for row in found if "tuned_with" in row]:
-            every_way = ["mean", *(f"with {n}" for n in (0, *FEWER)), "tuned_mean"]
-            values = " | ".join(spread(known, of) for of in every_way)
+        known, none_known = ([row | {f"with {n}": v for n, v in row["tuned_with"].items()}
+                              for row in part if "tuned_with" in row] for part in (found, none))
+        if known:
+            values = " | ".join(spread(known, of) + gain(known, none_known, of) for of in
+                                ["mean", *(f"with {n}" for n in (0, *FEWER)), "tuned_mean"])
             count = " x ".join(str(len({row[k] for row in known})) for k in ("choice", "seed"))
             with_constant.append(f"| {cells} | {learned} | {values} | {count} |")
         alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])

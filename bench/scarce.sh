@@ -68,7 +68,9 @@ generator() {
     dcgan) train dcgan "$out" --data "$few" --balance 1 --epochs 120 ;;
     cvae) train cvae "$out" --data "$few" --balance 1 --epochs 40 ;;
   esac
-  draw "$script" "$out" 1000 --label "$2"
+  local n=1000
+  if [ "$1-$2-$3" = init-0-50 ]; then n=2000; fi  # how many are best?
+  draw "$script" "$out" $n --label "$2"
 }
 
 # rows NAME TYPE LEFT CHOICE FLAGS: classifiers with samples of a generator. Without further flags: the
@@ -96,7 +98,7 @@ chosen() {
   for choice in 0 1 2; do
     bench rows --type 0 --left "$1" --choice $choice $val --repeats 0 250 500 1000 2000
     bench rows --type 0 --left "$1" --choice $choice $val --weighted
-    rows init 0 "$1" $choice $val --repeats 500 1000 --counts 250 500 1000
+    rows init 0 "$1" $choice $val --repeats 1000 --counts 250 500 1000 $(($1 == 50 ? 2000 : 1000))
   done
 }
 
@@ -215,7 +217,7 @@ sizes() {  # 100 and 200 cells left
 models() {  # the other generators, for 50 basophils; ddpm: from scratch, three core-hours each
   for name in cvae dcgan ddpm; do
     for choice in 0 1 2; do
-      rows $name 0 50 $choice $val --repeats 500 1000 --counts 250 500 1000
+      rows $name 0 50 $choice $val --repeats 1000 --counts 250 500 1000
     done
     for choice in 0 1 2; do rows $name 0 50 $choice; done
   done
