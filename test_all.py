@@ -2415,9 +2415,10 @@ def taught(monkeypatch):
 
     monkeypatch.setattr(trust, "classifier", classifier)
     monkeypatch.setattr(trust, "classify", lambda net, x: net)
-    monkeypatch.setattr(scarce, "tuned", lambda kind, counts, val, test: {
-        "tuned_mean": (kind + len(val[1]) + test[0]) / 1000, "tuned_with": counts.tolist()})
-    monkeypatch.setattr(trust, "accuracy", lambda n, y: [0.8, n / 1000, n / 1000])
+    monkeypatch.setattr(scarce, "tuned", lambda kind, val, test: {
+        "tuned_mean": (kind + len(val[1]) + test[0]) / 1000})
+    monkeypatch.setattr(trust, "accuracy", lambda n, y: (
+        n.tolist() if torch.is_tensor(n) else [0.8, n / 1000, n / 1000]))
     monkeypatch.setattr(trust, "average_precision", lambda n, y: [0.9, n / 500, 0])
     return calls
 
@@ -2440,7 +2441,8 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
                        "steps": 1500, "repeats": 0, "samples": 0, "weighted": False, "part": "val", "seed": 1,
                        "accuracy": n, "mean": approx((0.8 + 2 * n) / 3, abs=1e-5),
                        "average_precision": 2 * n, "types": {"red": 0.8, "green": n, "blue": n},
-                       "average_precisions": {"red": 0.9, "green": 2 * n, "blue": 0}}
+                       "average_precisions": {"red": 0.9, "green": 2 * n, "blue": 0},
+                       "by_frequency": approx((1000 * n / taught[0][1].bincount()).mean().item(), abs=1e-5)}
     assert rows[1]["generator"] == "ddpm" and rows[1]["samples"] == 4
     scarce.main(words(f"{common} --repeats 0 30 --seeds 1"))  # what is there is not computed again
     assert len(taught) == 5 and len(taught[-1][0]) == len(left) + 30
@@ -2451,7 +2453,8 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
     assert len(taught) == 7 and len(taught[-1][0]) == (y != 2).sum() + 7 + 30
     row = json.loads(kept.read_text())[-1]
     assert row["part"] == "test" and row["tuned_mean"] == (2 + 60 + len(taught[-1][0])) / 1000
-    assert row["tuned_with"] == taught[-1][1].bincount().tolist()
+    share = taught[-1][1].bincount() / len(taught[-1][0])
+    assert row["by_frequency"] == approx((1 / share).mean().item(), abs=1e-5)
     for flags, said in (("--left 8", "no comparable results on val"), ("", "rows needs --left"),
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
@@ -2463,8 +2466,8 @@ def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part()
         odds = torch.tensor(odds)
         return torch.stack([-odds, odds], 1).mul(0.5).softmax(1), torch.tensor(labels)
 
-    def means(val, test, counts=(1, 1)):
-        found = scarce.tuned(1, torch.tensor(counts), val, test)
+    def means(val, test):
+        found = scarce.tuned(1, val, test)
         return found["tuned_mean"], found["tuned_with"]
 
     val = part([1, 1, 1, 1, 0, 0], 3.0, 1, -0.5, -1.2, -3, -4)
@@ -2474,10 +2477,8 @@ def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part()
     assert means(part([1, 0], 1.0, -1.0), part([1, 0], 0.1, -0.1))[0] == 1  # it is 0
     # of 40 cells one needs the constant 1.25: all 40 show it, and a draw of n does in n / 40 of the draws
     mean, fewer = means(part([1] * 40 + [0], *[3.0] * 39, -1.2, -3), part([1, 0], -1.2, -1.3))
-    assert mean == 1 and [*fewer] == ["0", "10", "20", "50"] and fewer["0"] == 0.5 and fewer["50"] == 1
+    assert mean == 1 and [*fewer] == ["10", "20", "50"] and fewer["50"] == 1
     assert fewer["10"] == approx(0.5 + 0.5 * 10 / 40, abs=0.1) and fewer["20"] == approx(0.75, abs=0.1)
-    at = part([1, 0], -1.0, -1.5)  # e^1.0 and e^1.5 to 1: a prior of 1 : 3 is between them
-    assert [means(val, at, (n, 1))[1]["0"] for n in (2, 3, 4, 5)] == [0.5, 1, 1, 0.5]
 
 
 def test_without_a_type_nothing_is_left_out_and_a_rival_learns_first(tmp_path, taught):
@@ -2545,21 +2546,22 @@ def test_the_table_of_scarce_cells(tmp_path, capsys):
     add("test", None, [[0.2, 0.4]])
     for row, value in zip([r for r in rows if r["repeats"] == 500 and r["part"] == "test"], (0.1, 0.2, 0.6),
                           strict=False):  # the first three networks, of two choices
-        row |= {"tuned_mean": value, "tuned_with": {"0": value + 1, "10": 3, "20": 4, "50": value + 5}}
+        row |= {"tuned_mean": value, "by_frequency": value + 1,
+                "tuned_with": {"10": 3, "20": 4, "50": value + 5}}
     file.write_text(json.dumps(rows))
     scarce.main(words(f"table --rows {file}"))
     text = capsys.readouterr().out
     for kind, setting, values in (
             ("green, 50 left", "**real cells, 500 repeats**",
-             "0.55 ± 0.071 | 0.275 ± 0.035 | 0.375 ± 0.32 | 0.1375 ± 0.018 | 2 x 2"),
+             "0.55 ± 0.071 | 0.275 ± 0.035 | 1.375 ± 0.32 | 0.375 ± 0.32 | 0.1375 ± 0.018 | 2 x 2"),
             ("green, 50 left", "**real cells, 500 repeats**",
              "0.275 ± 0.035 | 1.375 ± 0.32 | 3 ± 0 | 4 ± 0 | 5.375 ± 0.32 | 0.375 ± 0.32 | 2 x 2"),
             ("green, 50 left", "**real cells, 500 repeats, 250 samples of ddpm**",
-             "0.65 ± 0.14 (+0.100 ± 0.071) | 0.325 ± 0.071 (+0.050 ± 0.035) |  | "
+             "0.65 ± 0.14 (+0.100 ± 0.071) | 0.325 ± 0.071 (+0.050 ± 0.035) |  |  | "
              "0.1625 ± 0.035 (+0.025 ± 0.018) | 2 x 2"),  # 0.15 and 0.05
-            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  | 0.2475 | 1 x 1"),
-            ("d, all", "real cells", "0.3 | 0.15 |  | 0.075 | 1 x 2"),
-            ("green, all", "real cells; ± over networks", "1 ± 0.14 | 0.15 ± 0.071 |  | 0.3 ± 0 | 1 x 2")):
+            ("green, 50 left", "real cells, 500 repeats, 3,000 steps", "0.99 | 0.495 |  |  | 0.2475 | 1 x 1"),
+            ("d, all", "real cells", "0.3 | 0.15 |  |  | 0.075 | 1 x 2"),
+            ("green, all", "real cells; ± over networks", "1 ± 0.14 | 0.15 ± 0.071 |  |  | 0.3 ± 0 | 1 x 2")):
         assert f"| {kind} | {setting} | {values} |\n" in text
     assert text.startswith((tmp_path / "test.md").read_text())
     pytest.importorskip("matplotlib")
@@ -2611,8 +2613,12 @@ def test_samples_that_are_of_another_type_are_found(tmp_path):
                  labels=np.zeros(len(images), int), class_names=["green"])
     files = [tmp_path / f"{name}.npz" for name in sets]
     out = tmp_path / "named.json"
-    scarce.main(words(f"named --data {real} --type green --sets {files[0]} {files[1]} --out {out}"
-                      " --steps 60 --seeds 1 2"))
+    with mock.patch.object(trust, "classifier", side_effect=trust.classifier) as learned:
+        scarce.main(words(f"named --data {real} --type green --left 5 --choice 3 --sets {files[0]} {files[1]}"
+                          f" --out {out} --steps 60 --seeds 1 2"))
+    few, _ = scarce.split(y, 1, 5, 3)  # which the generator has learned
+    for call in learned.call_args_list:
+        assert sorted(pixels(call[0][0]) + pixels(x[few])) == sorted(pixels(x))
     result = json.loads(out.read_text())
     assert result["real cells"]["named right"]["mean"] == result[str(files[0])]["named right"]["mean"] == 1
     mixed = result[str(files[1])]

@@ -6,7 +6,7 @@
     python -m bench.scarce rows --type basophil --left 50 --part val --repeats 0 500 --counts 0 500 1000 \\
         --samples gen/samples.npz --generator ddpm
     python -m bench.scarce copies --type basophil --left 50 --samples gen/samples.npz --out copies.json
-    python -m bench.scarce named --type basophil --sets gen/samples.npz --out named.json
+    python -m bench.scarce named --type basophil --left 50 --sets gen/samples.npz --out named.json
     python -m bench.scarce table --part val
 
 prepare leaves 50 basophils in the train part, and the other types whole: all that the generator sees. rows
@@ -39,7 +39,7 @@ from bench import trust
 STEPS = 1500  # of a classifier
 SETTING = ("repeats", "samples", "weighted")  # what is chosen on the val part
 FEWER = (10, 20, 50)  # held-out cells of the type by which a constant is chosen
-MEASURES = ("accuracy", "mean", "tuned_mean", "average_precision")  # on the type, over types (2), on the type
+MEASURES = ("accuracy", "mean", "by_frequency", "tuned_mean", "average_precision")  # the middle: over types
 FIELDS = ("data", "type", "left", "generator", "before", "steps", *SETTING)
 
 
@@ -73,7 +73,7 @@ def get_args(argv=None):
     needs = {"prepare": ["type", "left", "out"], "move": ["left", "out"], "table": [],
              "picture": ["sets", "out"],
              "copies": ["type", "left", "samples", "out"],
-             "named": ["type", "sets", "out"],
+             "named": ["type", "left", "sets", "out"],
              "rows": ["left"] * bool(args.type) + ["generator"] * bool(args.samples)}[args.what]
     if missing := [f"--{k}" for k in needs if getattr(args, k) in (None, "")]:
         p.error(f"{args.what} needs {', '.join(missing)}")
@@ -203,23 +203,23 @@ def rows(args):
             row |= {"accuracy": types[names[kind]] if args.type else mean, "mean": mean, "types": types,
                     "average_precision": ranked[names[kind]] if args.type else all_ranked,
                     "average_precisions": ranked}
+            if args.type:  # logit adjustment (Menon et al., 2021)
+                adjusted = found / y.bincount(minlength=len(names)).clamp(min=1)
+                row["by_frequency"] = round(float(np.mean(trust.accuracy(adjusted, held_out[1]))), 5)
             if args.type and args.part == "test":
                 val = data.load(args.data, args.root, "val")[:2]
-                counts = y.bincount(minlength=len(names)).clamp(min=1)
-                row |= tuned(kind, counts, (trust.classify(net, val[0]), val[1]), (found, held_out[1]))
+                row |= tuned(kind, (trust.classify(net, val[0]), val[1]), (found, held_out[1]))
             lines = [json.dumps(one) for one in (*read_rows(args.rows), row)]  # another process may add some
             with data.atomic(args.rows) as file:
                 file.write(("[" + ",\n".join(lines) + "]\n").encode())
             print(lines[-1], flush=True)
 
 
-def tuned(kind, counts, val, test):
+def tuned(kind, val, test):
     """Means over types of a classifier that names a type more readily, or less: to the log-probability of
     `kind` a constant is added, of those from -2 to 6 that are best on val the nearest to 0. Repeats and
     samples then differ by what they teach, not by how often the type is named. val, test: (probabilities
-    (N, K), labels (N,)). Also with fewer cells of the type in val, as a mean over 100 draws; and with none:
-    each type's log-probability less the log of its frequency among the training images, counts (K,)
-    (logit adjustment, Menon et al., 2021)."""
+    (N, K), labels (N,)). Also with fewer cells of the type in val, as a mean over 100 draws."""
     constants = torch.tensor(sorted(np.linspace(-2, 6, 33), key=abs))
     found = []  # for val and test: the sum of the other types' accuracies, and which of its own are right
     for scores, labels in (val, test):
@@ -236,9 +236,8 @@ def tuned(kind, counts, val, test):
         return mine[:, generator.permutation(mine.shape[1])[:n]].mean(1)
 
     fewer = {n: np.mean([means[np.argmax(others + draw(n))] for _ in range(100)]) for n in FEWER}
-    fewer[0] = np.mean(trust.accuracy(test[0] / counts, test[1]))
     return {"tuned_mean": round(float(means[np.argmax(others + mine.mean(1))]), 5),
-            "tuned_with": {str(n): round(float(mean), 5) for n, mean in sorted(fewer.items())}}
+            "tuned_with": {str(n): round(float(mean), 5) for n, mean in fewer.items()}}
 
 
 def matching(rows, wanted):
@@ -288,10 +287,13 @@ def copies(args):
 
 
 def named(args):
-    """Are samples of their type? Classifiers of all real cells name them, and the real cells of --part. A
-    generator that has not learned a type makes others under its name."""
+    """Are samples of their type? Classifiers name them, and the real cells of --part. They have learned all
+    real cells but the --left ones, which the generator has learned: a copy of one is not named right for
+    that. A generator that has not learned a type makes others under its name."""
     images, labels, names = data.load(args.data, args.root, "train")
     kind = find_type(names, args.type)
+    few, _ = split(labels, kind, args.left, args.choice)
+    kept = ~torch.isin(torch.arange(len(labels)), few)
     sets = {}
     for source in (args.data, *args.sets):
         real = source == args.data
@@ -299,7 +301,7 @@ def named(args):
         sets["real cells" if real else source] = x[y == find_type(theirs, names[kind])]
     shares = defaultdict(list)
     for seed in args.seeds:
-        net = trust.classifier(images, labels, args.steps, seed, args.device)
+        net = trust.classifier(images[kept], labels[kept], args.steps, seed, args.device)
         for name, x in sets.items():
             shares[name].append(trust.classify(net, x).argmax(1).bincount(minlength=len(names)) / len(x))
     result = {}
@@ -310,7 +312,8 @@ def named(args):
         result[name] = {"images": len(x), "named right": right, "named": all_types}
         print(f"{name}: {right['text']} of {len(x)} are named {names[kind]}", flush=True)
     with data.atomic(args.out) as file:
-        file.write(json.dumps(result | {"type": names[kind], "part": args.part}, indent=1).encode())
+        about = {"type": names[kind], "left": args.left, "choice": args.choice, "part": args.part}
+        file.write(json.dumps(result | about, indent=1).encode())
 
 
 # ---- what came out ----
@@ -318,8 +321,8 @@ def named(args):
 def table(args):
     """One line per setting: mean over networks, ± over choices of the cells. In bold the best of several on
     the val part. In brackets the gain over the best without samples, of the same choices and networks. Then
-    the means over types with a constant, by how it was chosen, see tuned(). Also writes <part>.md and
-    <part>.png."""
+    the means over types once more, with constants added to the log-probabilities: by the frequencies of all
+    types, or for the scarce one by some held-out cells, see tuned(). Also writes <part>.md and <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
@@ -347,7 +350,7 @@ def table(args):
                               for row in part if "tuned_with" in row] for part in (found, none))
         if known:
             values = " | ".join(spread(known, of) + gain(known, none_known, of) for of in
-                                ["mean", *(f"with {n}" for n in (0, *FEWER)), "tuned_mean"])
+                                ["mean", "by_frequency", *(f"with {n}" for n in FEWER), "tuned_mean"])
             count = " x ".join(str(len({row[k] for row in known})) for k in ("choice", "seed"))
             with_constant.append(f"| {cells} | {learned} | {values} | {count} |")
         alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])
@@ -360,11 +363,11 @@ def table(args):
         titles = ["cells", "learned from", *titles, "choices x networks"]
         return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *lines]) + "\n"
 
-    text = under(["accuracy", "mean over types", "the same, tuned", "average precision"],
+    text = under(["accuracy", "mean over types", "by the frequencies", "tuned", "average precision"],
                  [*lines, *dict.fromkeys(of_all_cells)])
     if with_constant:
         text += "\n" + under(["no constant", "by the frequencies", *(f"by {n} cells" for n in FEWER),
-                              "by all of the val part"], with_constant)
+                              "by the whole val part"], with_constant)
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")

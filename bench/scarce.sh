@@ -86,6 +86,7 @@ tried() {
   for name in init init-b0.5 init-e6 init-g0 init-g1.2 init-gentle; do
     rows $name 0 50 0 $val --repeats 1000 --counts 250 500 1000
   done
+  rows init 0 50 0 $val --repeats 0 --counts 500 1000  # in place of repeats
   rows init 0 50 0 $val --repeats 1000 --counts 0 250 500 1000 --steps 6000
   # how much would a generator give that has learned all 852?
   draw ddpm knows-852 1000 --ckpt pretrained --label 0
@@ -130,7 +131,8 @@ named() {  # are the samples of their type?
     for left in 20 50; do
       generator init $type $left 0
       if [ -f "$S/named-n$left-t$type.json" ]; then continue; fi
-      bench named --type $type --sets "$S"/n$left-t$type-c0-*/samples.npz --out "$S/named-n$left-t$type.json"
+      bench named --type $type --left $left --sets "$S"/n$left-t$type-c0-*/samples.npz \
+        --out "$S/named-n$left-t$type.json"
     done
   done
 }
