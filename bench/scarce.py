@@ -203,7 +203,7 @@ def rows(args):
             row |= {"accuracy": types[names[kind]] if args.type else mean, "mean": mean, "types": types,
                     "average_precision": ranked[names[kind]] if args.type else all_ranked,
                     "average_precisions": ranked}
-            if args.type:  # logit adjustment (Menon et al., 2021)
+            if args.type and not args.weighted:  # logit adjustment (Menon et al., 2021)
                 adjusted = found / y.bincount(minlength=len(names)).clamp(min=1)
                 row["by_frequency"] = round(float(np.mean(trust.accuracy(adjusted, held_out[1]))), 5)
             if args.type and args.part == "test":

@@ -86,8 +86,9 @@ tried() {
   for name in init init-b0.5 init-e6 init-g0 init-g1.2 init-gentle; do
     rows $name 0 50 0 $val --repeats 1000 --counts 250 500 1000
   done
-  rows init 0 50 0 $val --repeats 0 --counts 500 1000  # in place of repeats
   rows init 0 50 0 $val --repeats 1000 --counts 0 250 500 1000 --steps 6000
+  bench rows --type 0 --left 50 $val --repeats 0 --counts 500 1000 --generator init-alone \
+    --samples "$S/n50-t0-c0-init/samples.npz"  # in place of repeats
   # how much would a generator give that has learned all 852?
   draw ddpm knows-852 1000 --ckpt pretrained --label 0
   bench rows --type 0 --left 50 $val --repeats 1000 --counts 250 500 1000 --generator knows-852 \
