@@ -1,7 +1,8 @@
 """Do samples help a classifier where real cells of a type are scarce? The whole study: bash bench.sh scarce
 
     python -m bench.scarce prepare --type basophil --left 50 --out few.npz
-    python ddpm.py --data few.npz --split train --classes --augment --balance 1 --out gen
+    python ddpm.py --data few.npz --split train --classes --augment --balance 1 --unet small \\
+        --batch-size 64 --epochs 40 --out gen
     python ddpm.py --sample 4000 --label basophil --out gen
     python -m bench.scarce rows --type basophil --left 50 --part val --repeats 0 500 --counts 0 500 1000 \\
         --samples gen/samples.npz --generator ddpm
@@ -10,14 +11,15 @@
     python -m bench.scarce table --part val
 
 prepare leaves 50 basophils in the train part, and the other types whole: all that the generator sees. rows
-leaves the same 50, by --type, --left and --choice. It trains a classifier for each of --repeats, --counts and
---seeds: on these cells, repeats of the 50, samples.
+leaves the same 50, by --type, --left and --choice. It trains one classifier for each combination of
+--repeats, --counts and --seeds, on the cells left, their repeats and the samples.
 Each result is kept at once, and not computed again. Settings are chosen on the val part: without --repeats
 and --counts, rows takes the best. Without --type, nothing is left out, and samples of all types are added.
 The other scarcity is a laboratory with few cells of every type:
 
     python -m bench.scarce move --how mild --left 30 --choice 0 --out mild-30-c0.npz
-    python ddpm.py --init pretrained --data mild-30-c0.npz --split train --classes --augment --out lab
+    python ddpm.py --init pretrained --data mild-30-c0.npz --split train --classes --augment --lr 3e-4 \\
+        --muon-lr 0.005 --batch-size 64 --epochs 125 --out lab
     python -m bench.scarce rows --data mild-30-c0.npz --part val --repeats 0 960
     python -m bench.scarce picture --sets mild-30-c0.npz lab/samples.npz --out lab.png
 """
@@ -217,7 +219,7 @@ def rows(args):
 
 def tuned(kind, val, test):
     """Means over types of a classifier that names a type more readily, or less: to the log-probability of
-    `kind` a constant is added, of those from -2 to 6 that are best on val the nearest to 0. Repeats and
+    `kind` a constant is added, the best on val of 33 from -2 to 6, of equals the nearest to 0. Repeats and
     samples then differ by what they teach, not by how often the type is named. val, test: (probabilities
     (N, K), labels (N,)). Also with fewer cells of the type in val, as a mean over 100 draws."""
     constants = torch.tensor(sorted(np.linspace(-2, 6, 33), key=abs))
@@ -320,13 +322,14 @@ def named(args):
 
 def table(args):
     """One line per setting: mean over networks, ± over choices of the cells. In bold the best of several on
-    the val part. In brackets the gain over the best without samples, of the same choices and networks. Then
-    the means over types once more, with constants added to the log-probabilities: by the frequencies of all
-    types, or for the scarce one by some held-out cells, see tuned(). Also writes <part>.md and <part>.png."""
+    the val part. In brackets the gain over the best without samples, of the same choices and networks. First
+    of a scarce type; then its means over types once more, with constants added to the log-probabilities: by
+    the frequencies of all types, or for the scarce one by some held-out cells, see tuned(); then of sets
+    where all types are scarce. Also writes <part>.md and <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
-    lines, of_all_cells, with_constant, curves = [], [], [], defaultdict(list)
+    lines, of_all_cells, with_constant, of_all_types, curves = [], [], [], [], defaultdict(list)
     for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
         g = dict(zip(FIELDS, setting, strict=True))
         kind = (g["type"] or g["data"]).split("(")[0]
@@ -343,16 +346,21 @@ def table(args):
         learned = ", ".join(part.format(**g) for part, there in parts.items() if there) + steps
         if not steps and best and len(tried(every, g)) > 1 and all(g[k] == v for k, v in best.items()):
             learned = f"**{learned}**"
-        count = " x ".join(str(len({row[k] for row in found})) for k in ("choice", "seed"))
-        values = " | ".join(spread(found, of) + gain(found, none, of) for of in MEASURES)
-        lines.append(f"| {cells} | {learned} | {values} | {count} |")
+
+        def line(found, none, measures, cells=cells, learned=learned):
+            values = " | ".join(spread(found, of) + gain(found, none, of) for of in measures)
+            choices = len({row["choice"] for row in found})
+            return f"| {cells} | {learned} | {values} | {choices} x {len(found) / choices:g} |"
+
+        if g["type"]:
+            lines.append(line(found, none, MEASURES))
+        else:
+            of_all_types.append(line(found, none, ("mean", "average_precision")))
         known, none_known = ([row | {f"with {n}": v for n, v in row["tuned_with"].items()}
                               for row in part if "tuned_with" in row] for part in (found, none))
         if known:
-            values = " | ".join(spread(known, of) + gain(known, none_known, of) for of in
-                                ["mean", "by_frequency", *(f"with {n}" for n in FEWER), "tuned_mean"])
-            count = " x ".join(str(len({row[k] for row in known})) for k in ("choice", "seed"))
-            with_constant.append(f"| {cells} | {learned} | {values} | {count} |")
+            ways = ("mean", "by_frequency", *(f"with {n}" for n in FEWER), "tuned_mean")
+            with_constant.append(line(known, none_known, ways))
         alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])
         if g["type"] and g["samples"] and alike and not steps:
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
@@ -363,11 +371,12 @@ def table(args):
         titles = ["cells", "learned from", *titles, "choices x networks"]
         return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *lines]) + "\n"
 
-    text = under(["accuracy", "mean over types", "by the frequencies", "tuned", "average precision"],
-                 [*lines, *dict.fromkeys(of_all_cells)])
-    if with_constant:
-        text += "\n" + under(["no constant", "by the frequencies", *(f"by {n} cells" for n in FEWER),
-                              "by the whole val part"], with_constant)
+    lines += dict.fromkeys(of_all_cells)
+    by_cells = [f"by {n} cells" for n in FEWER]
+    tables = ((["accuracy", "mean over types", "by the frequencies", "tuned", "average precision"], lines),
+              (["no constant", "by the frequencies", *by_cells, "by the whole val part"], with_constant),
+              (["mean over types", "average precision"], of_all_types))
+    text = "\n".join(under(*one) for one in tables if one[1])
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")

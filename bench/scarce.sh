@@ -109,6 +109,7 @@ basophils() {
   bench rows --repeats 0 --steps 3000
   # all cells of a type, as often as the 50 with 1,000 repeats and 500 samples; there are 2,026 of type 3
   bench rows --type 0 --left 852 --repeats 698
+  bench rows --type 0 --left 852 --repeats 698 --steps 3000
   bench rows --type 4 --left 849 --repeats 701
   bench rows --type 5 --left 993 --repeats 557
   for left in 50 20; do
