@@ -346,31 +346,21 @@ def table(args):
         learned = ", ".join(part.format(**g) for part, there in parts.items() if there) + steps
         if not steps and best and len(tried(every, g)) > 1 and all(g[k] == v for k, v in best.items()):
             learned = f"**{learned}**"
-
-        def line(found, none, measures, cells=cells, learned=learned):
-            values = " | ".join(spread(found, of) + gain(found, none, of) for of in measures)
-            choices = len({row["choice"] for row in found})
-            return f"| {cells} | {learned} | {values} | {choices} x {len(found) / choices:g} |"
-
+        title = f"{cells} | {learned}"
         if g["type"]:
-            lines.append(line(found, none, MEASURES))
+            lines.append(line(title, found, none, MEASURES))
         else:
-            of_all_types.append(line(found, none, ("mean", "average_precision")))
+            of_all_types.append(line(title, found, none, ("mean", "average_precision")))
         known, none_known = ([row | {f"with {n}": v for n, v in row["tuned_with"].items()}
                               for row in part if "tuned_with" in row] for part in (found, none))
         if known:
             ways = ("mean", "by_frequency", *(f"with {n}" for n in FEWER), "tuned_mean")
-            with_constant.append(line(known, none_known, ways))
+            with_constant.append(line(title, known, none_known, ways))
         alike = best and (g["repeats"], g["weighted"]) == (best["repeats"], best["weighted"])
         if g["type"] and g["samples"] and alike and not steps:
             curve = curves[f"{cells}, {g['repeats']:,} repeats, {g['generator']}"]
             without = matching(rows, g | {"generator": "", "samples": 0})
             curve += [(0, without)] * bool(without and not curve) + [(g["samples"], found)]
-
-    def under(titles, lines):
-        titles = ["cells", "learned from", *titles, "choices x networks"]
-        return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *lines]) + "\n"
-
     lines += dict.fromkeys(of_all_cells)
     by_cells = [f"by {n} cells" for n in FEWER]
     tables = ((["accuracy", "mean over types", "by the frequencies", "tuned", "average precision"], lines),
@@ -384,6 +374,19 @@ def table(args):
     most = max(choices.values(), default=0)  # what was tried with fewer is left out of the picture
     draw(args.rows.with_name(f"{args.part}.png"), {k: v for k, v in curves.items()
                                                    if len(v) > 2 and choices[k] == most})
+
+
+def line(title, found, none, measures):
+    """A line of a table: the measures of the rows `found`, with their gains over the rows `none`."""
+    values = " | ".join(spread(found, of) + gain(found, none, of) for of in measures)
+    choices = len({row["choice"] for row in found})
+    return f"| {title} | {values} | {choices} x {len(found) / choices:g} |"
+
+
+def under(titles, lines):
+    """The lines of a table under their titles."""
+    titles = ["cells", "learned from", *titles, "choices x networks"]
+    return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *lines]) + "\n"
 
 
 def without_samples(every, rows, g):
