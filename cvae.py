@@ -271,7 +271,7 @@ def train(args):
     model = model.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     state = {"model": model, "optimizer": optimizer}
-    rows = begin(args, state, about)
+    rows = begin(args, state, about)                      # of log.csv: one per epoch done; log() adds them
 
     saved = time.monotonic()
     for epoch in range(len(rows), args.epochs):

@@ -270,7 +270,7 @@ def train(args):
     d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=(0.5, 0.999), fused=True)
     state = {"model": generator, "ema": ema, "discriminator": discriminator, "g_optimizer": g_optimizer,
              "d_optimizer": d_optimizer}
-    rows = begin(args, state, about)
+    rows = begin(args, state, about)                      # of log.csv: one per epoch done; log() adds them
     relativistic = args.loss == "relativistic"
     change = diffaugment if args.diffaugment else lambda x: x
 

@@ -11,7 +11,7 @@ the figure means. The examples below learn all images, without their types; see 
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
     python ddpm.py --resume                           continue a run that was stopped
     python ddpm.py --unet small --epochs 240          train a network that suits a CPU: hours
-    python ddpm.py --init pretrained --data cells --lr 3e-4 --muon-lr 0.005 --epochs 100    from its weights
+    python ddpm.py --init pretrained --classes --lr 3e-4 --muon-lr 0.005 --epochs 100       from its weights
     torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
 """
 import argparse
@@ -63,7 +63,8 @@ def get_args(argv=None):
         help="how the learning rates fall to 0, after a warm-up over 5 %% of the run (paper: none)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
-    add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`")
+    add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`; "
+        "the embedding of the labels then learns at 10 times --lr")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
     add("--seed", type=data.number(int, 0, 2**31), default=0, help="seed of the training, or of --sample")
@@ -142,7 +143,7 @@ class Block(nn.Module):
         self.norm2, self.conv2 = GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = Attention(c_out) if attention else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)                 # each block starts as its skip connection
+        nn.init.zeros_(self.conv2.weight)                 # each block starts close to its skip connection
 
     def forward(self, x, c):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -162,9 +163,11 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x):                                 # (B, C, h, w)
-        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, -1, 64)).transpose(3, 4).unbind(1)
+        qkv = self.qkv(self.norm(x)).flatten(2)           # (B, 3 C, h w)
+        qkv = qkv.unflatten(1, (3, -1, 64))               # (B, 3, heads, 64, h w)
+        q, k, v = qkv.transpose(3, 4).unbind(1)           # (B, heads, h w, 64) each
         if x.is_cuda or torch.compiler.is_compiling():
-            h = F.scaled_dot_product_attention(q, k, v)   # (B, heads, h w, 64)
+            h = F.scaled_dot_product_attention(q, k, v)
         else:                                             # its backward pass is twice as fast on a CPU
             h = (q @ k.mT / math.sqrt(64)).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
@@ -194,7 +197,7 @@ class UNet(nn.Module):
             GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], patch_channels, 3, padding=1))
         self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * full, full, 3, padding=1), nn.SiLU(),
                                   nn.Conv2d(full, shape[0], 3, padding=1)) if full else None
-        nn.init.zeros_((self.last or self.head)[-1].weight)
+        nn.init.zeros_((self.last or self.head)[-1].weight)  # the first prediction is about 0
         if n_classes:
             nn.init.zeros_(self.label.weight)
 
@@ -274,7 +277,8 @@ class Diffusion(nn.Module):
         self.register_buffer("alpha_bar", torch.cumprod(1 - betas, 0).float(), persistent=False)
 
     def q_sample(self, x0, t, epsilon):
-        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Ho et al. eq. 4."""
+        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Ho et al. eq. 4; t from 0 to T - 1,
+        theirs less 1."""
         a = self.alpha_bar[t][:, None, None, None]
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
@@ -297,11 +301,12 @@ class Diffusion(nn.Module):
         return x0.clamp(-1, 1)
 
     def solve(self, network, x, generator, steps, eta=1.0):
-        """From noise to an image in `steps` of the T noise levels, more of them at low noise, where the fine
-        texture appears. DDIM, Song et al. 2021 eq. 12 and 16. eta 0: no new noise, the start decides all.
-        eta 1: new noise at each step; with steps = T this is the sampling of Ho et al."""
+        """From noise to an image in `steps` of the T noise levels, most of them at low noise, where the fine
+        texture appears: of 500 in 50 steps, t = 499, 479, 459, .. 5, 4, 3, 2, 1, 0. DDIM, Song et al. 2021
+        eq. 12 and 16. eta 0: no new noise, the start decides all. eta 1: new noise at each step; with
+        steps = T this is the sampling of Ho et al."""
         remaining = [1 - i / max(steps - 1, 1) for i in range(steps)]
-        # the square puts more steps at low noise; max keeps them apart
+        # u: the share of the steps to come. Its square puts more steps at low noise; max keeps them apart
         times = [max(steps - 1 - i, round((self.T - 1) * u ** 2)) for i, u in enumerate(remaining)]
         for t, t_prev in zip(times, [*times[1:], None], strict=True):
             a = self.alpha_bar[t]
@@ -342,7 +347,8 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidan
         raise data.Error(f"guidance {guidance}: the model was trained with --no-guide")
     if guidance is None:
         guidance = 0.6 if model.guide else 0.0
-    batch, images = batch or max(1, 500 * 28 ** 2 // math.prod(model.shape[1:])), []
+    batch = batch or max(1, 500 * 28 ** 2 // math.prod(model.shape[1:]))
+    images = []
     for i in data.progress(range(0, n, batch), "sampling"):
         generator = torch.Generator(device).manual_seed(int(seed) * 100003 + i)
         x = torch.randn(min(batch, n - i), *model.shape, generator=generator, device=device)
@@ -396,12 +402,14 @@ def train(args):
     # with --init, the label embedding learns faster: the row of a new class has far to go
     labelled = [m.label.weight for m in (model.net, model.guide) if args.init and m and m.label]
     others = [p for p in model.parameters() if all(p is not q for q in (*hidden, *labelled))]
-    groups = [{"params": others}] + [{"params": labelled, "times": 10}] * bool(labelled)
+    groups = [{"params": others}]
+    if labelled:
+        groups.append({"params": labelled, "times": 10})
     optimizers = [torch.optim.Adam(groups, lr=args.lr, fused=True)]
     if hidden:
         optimizers.append(Muon(hidden, args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
-    rows = begin(args, state, about)
+    rows = begin(args, state, about)                      # of log.csv: one per epoch done; log() adds them
     signal = model.diffusion.alpha_bar[-1].sqrt().item()
     if signal > 0.02:
         print(f"--schedule {args.schedule}: {signal:.0%} of the image is left at the last timestep, "
@@ -426,7 +434,8 @@ def train(args):
             t = torch.randint(args.timesteps, (len(x),), device=x.device)
             epsilon = torch.randn_like(x0)
             if world > 1:                                 # equal shares: some images twice, if need be
-                mine = torch.arange(rank, rank + -(-len(x) // world) * world, world) % len(x)
+                share = math.ceil(len(x) / world)
+                mine = torch.arange(rank, rank + share * world, world) % len(x)
                 x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, x0, t, epsilon, y)
@@ -444,7 +453,7 @@ def train(args):
             if world > 1:
                 dist.all_reduce(loss)
                 loss /= world
-            losses.append(loss[None])                     # a vector of the values that LOSSES names
+            losses.append(loss[None])                     # a vector of the values that LOSSES names: net's
         val_loss = validate(args, model, *held_out) if held_out else None
         log(args, rows, losses, len(images), time.time() - began, val_loss)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:

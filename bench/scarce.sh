@@ -115,8 +115,8 @@ basophils() {
   for left in 50 20; do
     chosen $left
     for choice in 0 1 2; do rows init 0 $left $choice; done
+    for choice in 0 1 2; do rows init 0 $left $choice --steps 3000; done  # twice the steps
   done
-  for choice in 0 1 2; do rows init 0 50 $choice --steps 3000; done  # twice the steps
 }
 
 types() {  # monocyte, immature granulocyte, lymphocyte
