@@ -63,10 +63,14 @@ def load(source="bloodmnist", root=None, split="all", size=None):
                 x = [file["images"]]
                 y = [file["labels"] if "labels" in file else np.zeros(len(x[0]), int)]
             else:
+                if "images" in file:
+                    raise Error(f"--split {split}: {path} has no parts; --split all")
                 parts = SPLITS if split == "all" else (split,)
                 x, y = ([file[f"{part}_{kind}"] for part in parts] for kind in ("images", "labels"))
             names = file["class_names"].tolist() if "class_names" in file else []
-        x, y, several = check_arrays(x, y)
+        x, y, several = check_arrays(x, y, source in NAMES)
+    except (Error, MemoryError):
+        raise
     except Exception as error:  # numpy and zipfile raise a dozen types for a broken file
         advice = "delete it to have it fetched again" if source in NAMES else \
             f"a set has the keys {', '.join(f'{s}_images, {s}_labels' for s in SPLITS)}, or images, labels"
@@ -82,12 +86,14 @@ def load(source="bloodmnist", root=None, split="all", size=None):
     return channels_first(x), torch.from_numpy(y), names
 
 
-def check_arrays(x, y):
-    """Lists of arrays -> images uint8 (N, S, S[, C]), labels int64 (N,), and whether labels were several."""
+def check_arrays(x, y, findings):
+    """Lists of arrays -> images uint8 (N, S, S[, C]), labels int64 (N,), and whether an image has several
+    labels: findings, of a MedMNIST set."""
     shapes = f"images {x[0].dtype} {[*map(np.shape, x)]}, labels {y[0].dtype} {[*map(np.shape, y)]}"
     fit = len({a.shape[1:] for a in x}) == 1 and all(len(a) == len(b) for a, b in zip(x, y, strict=True))
-    x, y = (x[0], y[0]) if len(x) == 1 else (np.concatenate(x), np.concatenate(y)) if fit else (None, None)
-    several = fit and y.ndim == 2 and y.shape[1] > 1
+    if fit:
+        x, y = (arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in (x, y))
+    several = fit and findings and y.ndim == 2 and y.shape[1] > 1
     if several:
         y = np.where(y.any(1), y.argmax(1) + 1, 0)
     if not (fit and x.dtype == np.uint8 and x.ndim in (3, 4) and x.shape[3:] in ((), (1,), (3,)) and x.size
@@ -190,16 +196,16 @@ def list_files(folder, names):
         start = os.path.realpath(folder / name)
         seen = {start}
 
-        def new(path, start=start, seen=seen):
+        def first_visit(path, start=start, seen=seen):
             real = os.path.realpath(path)
             known = real in seen or hidden(os.path.basename(path)) or Path(start).is_relative_to(real)
             seen.add(real)
             return not known
 
         for place, below, files in os.walk(folder / name, followlinks=True):
-            below[:] = [sub for sub in sorted(below) if new(os.path.join(place, sub))]
+            below[:] = [sub for sub in sorted(below) if first_visit(os.path.join(place, sub))]
             paths = [os.path.join(place, file) for file in sorted(files)]
-            found += [(path, k) for path in paths if new(path)]
+            found += [(path, k) for path in paths if first_visit(path)]
     return found
 
 
@@ -246,7 +252,9 @@ def read_picture(path):
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"{image.n_frames} frames, of which one would be read; save each as a file")
             if image.mode.startswith("I;16"):  # PIL's own conversion would clip all above 255 to white
-                values = np.asarray(image)
+                if getattr(image, "tag_v2", {}).get(262) == 0:
+                    raise ValueError("a 16-bit TIFF whose 0 is white; save it with 0 for black")
+                values = np.asarray(ImageOps.exif_transpose(image))
                 image = Image.fromarray((values / 257).round().astype(np.uint8))
                 image.info["peak"] = int(values.max())
                 return image
@@ -410,9 +418,11 @@ def read_torch(path):
             if damaged := file.testzip():
                 raise Error(f"{path} is damaged at {damaged}", 1)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (Error, torch.OutOfMemoryError):
+    except Error:
         raise
-    except Exception:  # torch.load raises a dozen types for a broken file
+    except Exception as error:  # torch.load raises a dozen types for a broken file
+        if out_of_memory(error):
+            raise
         raise Error(f"{path} is no checkpoint: it is damaged, or holds more than tensors and settings",
                     1) from None
 
@@ -458,7 +468,7 @@ def save_samples(folder, images, labels=None, names=(), png=False):
     save_grid(folder / "samples.png", sample_rows(images, labels, names))
     new, old = folder / f"samples.{os.getpid()}.tmp", folder / "samples"
     for i, x in enumerate(pixels if png else ()):
-        kind = re.sub(r"[^\w +.-]", "-", names[labels[i]]).strip(" .") or "class" if extra else "."
+        kind = "." if labels is None else re.sub(r"[^\w +.-]", "-", names[labels[i]]).strip(" .") or "class"
         (new / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x.squeeze()).save(new / kind / f"{i:06}.png")
     shutil.rmtree(old, ignore_errors=True)
@@ -479,13 +489,14 @@ def refuse(message):
     raise Error(f"{message}; --help lists the flags")
 
 
-def number(kind, low, high=float("inf")):
+def number(kind, low, high=sys.float_info.max):
     """argparse type: an int or a float from low to high."""
-    def number(text):
+    def parse(text):
         if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
-    return number
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # as argparse calls it in its errors
+    return parse
 
 
 def choose(name, value, choices):
@@ -527,6 +538,11 @@ def progress(steps, title):
     return tqdm(steps, title, leave=False, **elsewhere)
 
 
+def out_of_memory(error):
+    """Whether it says that memory is short, of which torch on a CPU speaks in a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def one_line(error):
     return (str(error).strip() or repr(error)).splitlines()[0]
 
@@ -541,7 +557,9 @@ def command(main):
         return main()
     except Error as error:
         message, code = error, error.code
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         message, code = f"{one_line(error)}; try a smaller --batch-size", 1
     except OSError as error:
         if not error.filename:

@@ -19,6 +19,7 @@ import copy
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -84,10 +85,11 @@ def get_args(argv=None):
     add("--root", help="folder of MedMNIST's files; default: $MEDMNIST_ROOT or ~/.medmnist")
     add("--split", choices=("train", "val", "test", "all"), default="all",
         help="part to train on; with --ckpt: to measure against, by default the part that it was trained on")
-    add("--size", type=data.number(int, 16, 256), help="side of the images in pixels; default: 28")
+    add("--size", type=data.number(int, 16, 256),
+        help="side of the images, 16, 20 .. 256 pixels; default: 28, or what an .npz has")
     add("--sample", type=data.number(int, 1, 10**6), metavar="N", help="no training: make N samples")
     add("--ckpt", metavar="FILE", help="for --sample and --fid-runs: a model.pt, or `pretrained`")
-    add("--label", help="with --sample: one class, by name or number; else all, as often as in training")
+    add("--label", help="with --sample: one class, by name or number; else all, as often as in the data")
     add("--png", action="store_true", help="with --sample: .png files as well, one folder per class")
     add("--fid-runs", type=data.number(int, 0, 1000), default=0, metavar="N",
         help="measure the FID of N sets of samples; without --ckpt or --sample: after the training")
@@ -213,9 +215,9 @@ def diffaugment(x):
     x = (x - mean) * (colour[2] + 0.5) + mean                # contrast
     rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
     # + 0.5: after rounding each shift is as likely
-    down, across = ((2 * v - 1) * (n // 8 + 0.5) for v, n in zip(move, (h, w), strict=True))
-    i = (rows + down.round().long()).expand(b, 1, h, w)      # row and column where a pixel comes from
-    j = (columns + across.round().long()).expand(b, 1, h, w)
+    dy, dx = ((2 * v - 1) * (n // 8 + 0.5) for v, n in zip(move, (h, w), strict=True))
+    i = (rows + dy.round().long()).expand(b, 1, h, w)        # row and column where a pixel comes from
+    j = (columns + dx.round().long()).expand(b, 1, h, w)
     inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
     source = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)).flatten(2).expand(-1, c, -1)
     x = x.flatten(2).gather(2, source).view(b, c, h, w) * inside  # from outside comes 0, a mid-grey
@@ -294,7 +296,8 @@ def train(args):
             d_loss.backward()
             d_optimizer.step()
 
-            # ---- (2) the generator learns to raise the score of its images: maximise log D(G(z)) ----
+            # ---- (2) the generator learns to raise the score of its images: maximise log D(G(z)), or the
+            # pair's form, with the logits of the real images from (1), which saves a pass ----
             real_logits = real_logits.detach() if relativistic else 0
             for k in range(args.g_steps):
                 with data.autocast(args.device, args.dtype):
@@ -318,8 +321,8 @@ def train(args):
 @torch.no_grad()
 def update_ema(ema, model, decay):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-    for mean, buffer in zip(ema.buffers(), model.buffers(), strict=True):  # BatchNorm's are averages already
-        mean.copy_(buffer)
+    for kept, buffer in zip(ema.buffers(), model.buffers(), strict=True):  # BatchNorm's are averages already
+        kept.copy_(buffer)
 
 
 # ---- bookkeeping: the same lines in cvae.py, dcgan.py and ddpm.py, so that each is complete ----
@@ -334,8 +337,8 @@ def read_args(p, argv):
     given = {k: v for k, v in given.items() if v is not None}
     args = argparse.Namespace(**defaults | (PAPER if given.get("paper") else {}) | given)
     if args.paper:
-        print("the paper's settings:", *(f"--no-{k}" if vars(args)[k] is False else
-                                         f"--{k}={vars(args)[k]}".replace("_", "-") for k in PAPER))
+        print("the paper's settings:", *(f"--no-{k}" if value is False else f"--{k}={value}".replace("_", "-")
+                                         for k, value in PAPER.items() if k not in given))
     training = not (args.sample or args.ckpt)
     if "TORCHELASTIC_RUN_ID" in os.environ and not (NAME == "ddpm" and training):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
@@ -348,7 +351,8 @@ def read_args(p, argv):
         training_args(args, given)
     else:
         sampling_args(args, given)
-    if Path(args.data).is_dir() and args.out.resolve().is_relative_to(Path(args.data).resolve()):
+    folder = Path(args.data).resolve()
+    if args.data and folder.is_dir() and args.out.resolve().is_relative_to(folder):
         raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
     return args
 
@@ -510,7 +514,7 @@ def main(argv=None):
     path = args.ckpt or args.out / "model.pt"
     model = load(path, args.device)
     trained, sampler = model.trained, {k: getattr(args, k) for k in ("dtype", *SAMPLER)}
-    print(f"{path}: trained on {trained['data']} for {trained['epochs']} epochs")
+    print(f"{path}: trained on {trained['data']}, {trained['split']}, for {trained['epochs']} epochs")
     if args.sample:
         labels, began = data.draw_labels(model.classes, args.sample, args.label, args.seed), time.time()
         images = sample(model, args.sample, labels, args.seed, **sampler)
@@ -519,7 +523,7 @@ def main(argv=None):
         print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.3g} s")
     if args.fid_runs:
         real, _, _ = data.load(args.data, args.root, args.split, args.size)
-        known = (args.data, args.split) == (trained["data"], trained["split"])
+        known = args.data == trained["data"] and trained["split"] in (args.split, "all")
         print(f"against {args.data}, {args.split}{', which it was trained on' if known else ''}")
         one = sample(model, 1, **sampler)  # flags and images that do not fit fail here
         if one.shape[1:] != real.shape[1:]:
@@ -529,7 +533,7 @@ def main(argv=None):
                               args.fid_samples, net, args.out.parent)
         result |= {"data": args.data, "split": args.split, "size": real.shape[2], "trained": trained,
                    "parameters": sum(p.numel() for p in model.parameters()), "sampler": sampler,
-                   "command": " ".join(["python", *sys.argv])}
+                   "command": shlex.join(["python", f"{NAME}.py", *(sys.argv[1:] if argv is None else argv)])}
         with data.atomic(args.out / "fid.json") as file:
             file.write(json.dumps(result, indent=1).encode())
         print(fid.text(result))

@@ -100,7 +100,7 @@ def kernel_distance(a, b, subsets=100, size=1000, seed=0):
 def precision_recall(real, fake, k=3, block=1000):
     """Precision: the share of the fake that lie in the ball around some real point, which reaches to the k-th
     nearest real neighbour of its centre. Recall: the same with real and fake exchanged (Kynkäänniemi et al.,
-    2019). Raises Error for k images or fewer."""
+    2019, who take sets of one size and VGG-16's features). Raises Error for k images or fewer."""
     real, fake = (torch.as_tensor(x).float() for x in (real, fake))
     if min(len(real), len(fake)) <= k:
         raise data.Error(f"precision and recall need more than {k} images: {len(real)}, {len(fake)}")
@@ -191,7 +191,7 @@ def check_images(images):
     shape, x = tuple(x.shape), x[:, None] if x.ndim == 3 else x
     if len(shape) == 3 and shape[0] == 3:
         raise data.Error(f"images are {shape}, a colour image or three grey ones? Add a dimension")
-    first, last = (x.ndim == 4 and x.shape[i] in (1, 3) for i in (1, 3))
+    first, last = (x.ndim == 4 and x.shape[axis] in (1, 3) for axis in (1, -1))
     if x.numel() == 0 or first == last:
         raise data.Error(f"images are {shape}, not clearly (N, C, H, W), (N, H, W, C) or (N, H, W), C 1 or 3")
     x = x if first else x.permute(0, 3, 1, 2)
@@ -254,8 +254,10 @@ def kept_features(images, net, folder="out"):
 def how_many(wanted, there):
     """The images of a draw: as wanted, else 10,000 or all there are. Raises Error where there are fewer."""
     n = wanted or min(10000, there)
-    if not 4 <= n <= there:
-        raise data.Error(f"--fid-samples {n}: there are {there} real images; precision and recall need 4")
+    if n > there:
+        raise data.Error(f"--fid-samples {n}: there are {there} real images")
+    if n < 4:
+        raise data.Error(f"{n} images: precision and recall need 4")
     if n < 10000 and not wanted:
         print(f"--fid-samples {n}: there are no more, the protocol takes 10000")
     return n
@@ -270,9 +272,9 @@ def check(n, wanted, dims, weights):
 def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
     """Measures a model `runs` times. Run k has seed 100 k. It takes n real images without replacement and n
     samples, draw(n, seed), uint8 (n, C, H, W), and compares them. It also compares these real images with up
-    to n others, the floor: about what a perfect generator would score. Where no others are left, the n are
-    split into two halves; their FID is higher, for there are fewer images. Prints one line per run, returns a
-    dict for JSON, keeps the real features in `folder`. Raises Error."""
+    to n others, the floor: about what a perfect generator would score. Where fewer than n / 2 others are
+    left, the n are split into two halves; their FID is higher, for there are fewer images. Prints one line
+    per run, returns a dict for JSON, keeps the real features in `folder`. Raises Error."""
     net = network() if net is None else net
     real, n = check_images(real), how_many(n, len(real))
     draws, rows, floors = {}, [], []
@@ -291,7 +293,8 @@ def protocol(draw, real, runs=5, n=None, net=None, folder="out"):
             raise data.Error(f"drawn are {[*images.shape]}, the real ones {[n, *real.shape[1:]]}")
         rows.append({"seed": seed, **measures(kept[chosen], features(images, net)),
                      "sampling_seconds": sampled - began, "measuring_seconds": time.time() - sampled})
-        a, b = (chosen, others) if len(others) > 3 else (chosen[: n // 2], chosen[n // 2 : n // 2 * 2])
+        half = n // 2
+        a, b = (chosen, others) if len(others) >= max(4, half) else (chosen[:half], chosen[half:2 * half])
         if len(a) > 3:
             floors.append(measures(kept[a], kept[b]))
         print(f"seed {seed}: " + "  ".join(f"{k} {rows[-1][k]:.4g}" for k in MEASURES), flush=True)
@@ -375,15 +378,16 @@ def read(source, args, last):
 def main(argv=None):
     args = get_args(argv)
     sources = [args.a, args.b] if args.b else [args.a]
-    sets = [read(source, args, source is sources[-1]) for source in sources]
+    sets = [read(source, args, k == len(sources)) for k, source in enumerate(sources, 1)]
     images = [x for x in sets if torch.is_tensor(x)]
     sizes = ["{3} x {2}".format(*x.shape) for x in images]
     if len({*sizes}) > 1:
-        raise data.Error(f"A has images of {sizes[0]}, B of {sizes[1]}; --size 28 reads both alike")
+        raise data.Error(f"A has images of {sizes[0]}, B of {sizes[1]}; --size N reads a folder, "
+                         "or fetches a MedMNIST set, with N x N pixels")
     net = network(args.dims, args.weights, args.device) if images else None
+    if not torch.is_tensor(sets[-1]) and args.split != "all":
+        raise data.Error(f"--split {args.split}: {sources[-1]} holds statistics, not images")
     for source, x in zip(sources, sets, strict=True):
-        if not torch.is_tensor(x) and args.split != "all" and source is sources[-1]:
-            raise data.Error(f"--split {args.split}: {source} holds statistics, not images")
         if not torch.is_tensor(x) and net and np.size(x["mu"]) != net.dims:
             raise data.Error(f"{source} holds {np.size(x['mu'])} features, not the {net.dims} of --dims")
     made = {net.sha256 if torch.is_tensor(x) else str(x.get("weights", "")) for x in sets} - {""}
@@ -395,7 +399,8 @@ def main(argv=None):
     if args.save_stats:
         mu, sigma = (v.astype(np.float32) for v in moments(sets[0]))
         with data.atomic(args.save_stats) as file:
-            return np.savez_compressed(file, mu=mu, sigma=sigma, weights="".join(made))
+            np.savez_compressed(file, mu=mu, sigma=sigma, weights="".join(made))
+        return
     line = "FID {fid:.4g}"
     if len(images) == 2:
         fake, real = (kept_features(x, net) for x in images)
