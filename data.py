@@ -554,13 +554,18 @@ def command(main):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # where a terminal has no ±
     try:
-        return main()
+        main()
+        sys.stdout.flush()
+        return
     except Error as error:
         message, code = error, error.code
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         message, code = f"{one_line(error)}; try a smaller --batch-size", 1
+    except BrokenPipeError:  # `| head` has read enough; what python writes at its end shall go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message, code = "stopped, since its output was closed", 1
     except OSError as error:
         if not error.filename:
             raise

@@ -660,6 +660,10 @@ def test_a_users_mistake_is_one_line_and_a_learners_a_traceback(capsys, monkeypa
     for error in (ValueError("too many values to unpack"), OSError("no name"), RuntimeError("shapes")):
         with raises(type(error)):
             data.command(mock.Mock(side_effect=error))
+    for lines in (9, 99999):  # `| head -1`, which has ended before the last line or before the next one
+        told = start(data, first=f"script.main = lambda: print('x\\n' * {lines})")
+        told.stdout.close()
+        assert (told.wait(200), told.stderr.read()) == (1, "-c: stopped, since its output was closed\n")
     for name in ("stdout", "stderr"):  # a terminal without ±
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii"))
     data.command(lambda: print("0.4 ± 0.1", flush=True))
