@@ -30,6 +30,7 @@ SPLITS = ("train", "val", "test")
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
              "test": "test", "testing": "test"}
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+LEFT = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "Thumbs.db", "desktop.ini")
 SAVE_EVERY = 60  # seconds between the checkpoints of a training
 DEMO = Path(__file__).parent / "assets" / "demo.npz"  # synthetic cells, samples of a DDPM
 
@@ -67,7 +68,7 @@ def load(source="bloodmnist", root=None, split="all", size=None):
                     raise Error(f"--split {split}: {path} has no parts; --split all")
                 parts = SPLITS if split == "all" else (split,)
                 x, y = ([file[f"{part}_{kind}"] for part in parts] for kind in ("images", "labels"))
-            names = file["class_names"].tolist() if "class_names" in file else []
+            names = file["class_names"].reshape(-1).astype(str).tolist() if "class_names" in file else []
         x, y, several = check_arrays(x, y, source in NAMES)
     except (Error, MemoryError):
         raise
@@ -80,7 +81,7 @@ def load(source="bloodmnist", root=None, split="all", size=None):
     if source in NAMES:
         from medmnist import INFO  # here alone: it takes seconds
         names = ["none"] * several + [*INFO[source]["label"].values()]  # none: without any finding
-    names = [str(name) for name in names] or [str(k) for k in range(y.max() + 1)]
+    names = names or [str(k) for k in range(y.max() + 1)]
     if not len(set(names)) == len(names) > y.max():
         raise Error(f"{path}: class_names {names} do not name each of its classes, 0 to {y.max()}", 1)
     return channels_first(x), torch.from_numpy(y), names
@@ -89,7 +90,8 @@ def load(source="bloodmnist", root=None, split="all", size=None):
 def check_arrays(x, y, findings):
     """Lists of arrays -> images uint8 (N, S, S[, C]), labels int64 (N,), and whether an image has several
     labels: findings, of a MedMNIST set."""
-    shapes = f"images {x[0].dtype} {[*map(np.shape, x)]}, labels {y[0].dtype} {[*map(np.shape, y)]}"
+    shapes = ", ".join(f"{name} " + ", ".join(f"{a.dtype} {a.shape}" for a in part)
+                       for name, part in (("images", x), ("labels", y)))
     fit = len({a.shape[1:] for a in x}) == 1 and all(len(a) == len(b) for a, b in zip(x, y, strict=True))
     if fit:
         x, y = (arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in (x, y))
@@ -177,12 +179,15 @@ def load_folder(folder, split, size):
 
 
 def subfolders(folder):
-    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not hidden(f.name))
+    found = [f for f in folder.iterdir() if not hidden(f.name)]
+    if lost := [f for f in found if not f.exists()]:
+        raise Error(f"{lost[0]} is a link to nothing; remove it, or mend it", 1)
+    return sorted(f.name for f in found if f.is_dir())
 
 
 def hidden(name):
-    """Files that systems and notebooks leave: .DS_Store, ._x.png, .ipynb_checkpoints, __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+    """What systems and notebooks leave: .DS_Store, ._x.png, .ipynb_checkpoints, a NAS's thumbnails, .."""
+    return name.startswith(".") or name in LEFT
 
 
 def is_picture(name):
@@ -202,7 +207,11 @@ def list_files(folder, names):
             seen.add(real)
             return not known
 
-        for place, below, files in os.walk(folder / name, followlinks=True):
+        def stop(error):  # a folder that may not be read, which os.walk would leave out
+            if not isinstance(error, FileNotFoundError):  # a split need not have every class
+                raise error
+
+        for place, below, files in os.walk(folder / name, onerror=stop, followlinks=True):
             below[:] = [sub for sub in sorted(below) if first_visit(os.path.join(place, sub))]
             paths = [os.path.join(place, file) for file in sorted(files)]
             found += [(path, k) for path in paths if first_visit(path)]
@@ -389,6 +398,21 @@ def atomic(path):
         tmp.unlink(missing_ok=True)
 
 
+def check_out(folder, source):
+    """Raises Error where a run in `folder` would become part of `source`, a set that is read, or replace it,
+    or pictures in samples/ that save_samples() has not written. source: "" where none is read."""
+    samples, out = folder / "samples", folder.resolve()
+    path = Path(source).resolve()
+    if source not in (*NAMES, "demo", "") and path.exists():
+        if path.is_dir() and out.is_relative_to(path):
+            raise Error(f"--out {folder} lies in --data {source}, where samples.png would become data")
+        if path == out / "samples.npz" or path.is_relative_to(out / "samples"):
+            raise Error(f"--out {folder} would replace --data {source}; name another --out")
+    for path in samples.rglob("*") if samples.is_dir() else ():
+        if path.is_file() and not hidden(path.name) and not re.fullmatch(r"\d{6,}\.png", path.name):
+            raise Error(f"--out {folder} would replace {path}, which is no sample; name another --out")
+
+
 def remove(path):
     """A file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
@@ -434,18 +458,19 @@ def save_grid(path, rows, across=8):
     zoom = max(1, 84 // side)
     cell = side * zoom + 3
     pen = ImageDraw.Draw(Image.new("L", (1, 1)))
-    left = max(int(pen.textlength(title.split("(")[0])) for title in rows)
+    titles = [" ".join(title.split("(")[0].split()) for title in rows]
+    left = max(int(pen.textlength(title)) for title in titles)
     left += 12 * bool(left)
-    lines = {title: -(-len(images) // across) for title, images in rows.items()}
-    sheet = Image.new("RGB", (left + across * cell, sum(lines.values()) * cell), "white")
+    lines = [-(-len(images) // across) for images in rows.values()]
+    sheet = Image.new("RGB", (left + across * cell, sum(lines) * cell), "white")
     top = 0
-    for title, images in rows.items():
-        middle = top + lines[title] * cell // 2
-        ImageDraw.Draw(sheet).text((4, middle - 6), title.split("(")[0], fill="black")
+    for title, n_lines, images in zip(titles, lines, rows.values(), strict=True):
+        middle = top + n_lines * cell // 2
+        ImageDraw.Draw(sheet).text((4, middle - 6), title, fill="black")
         for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             image = ImageOps.scale(Image.fromarray(image.squeeze()), zoom, Image.Resampling.NEAREST)
             sheet.paste(image, (left + i % across * cell, top + i // across * cell))
-        top += lines[title] * cell
+        top += n_lines * cell
     with atomic(path) as file:
         sheet.save(file, "PNG")
 
@@ -463,15 +488,16 @@ def save_samples(folder, images, labels=None, names=(), png=False):
     pixels, extra = images.permute(0, 2, 3, 1).numpy(), {}
     if labels is not None:
         extra = {"labels": labels[:, None].numpy(), "class_names": np.array(names)}
-    with atomic(folder / "samples.npz") as file:
-        np.savez_compressed(file, images=pixels, **extra)
-    save_grid(folder / "samples.png", sample_rows(images, labels, names))
-    new, old = folder / f"samples.{os.getpid()}.tmp", folder / "samples"
+    new, old = folder / "samples.tmp", folder / "samples"
+    remove(new)  # of a call that was killed
     for i, x in enumerate(pixels if png else ()):
         kind = "." if labels is None else re.sub(r"[^\w +.-]", "-", names[labels[i]]).strip(" .") or "class"
         (new / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x.squeeze()).save(new / kind / f"{i:06}.png")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)  # first: no kill leaves pictures of one call beside the arrays of another
+    with atomic(folder / "samples.npz") as file:
+        np.savez_compressed(file, images=pixels, **extra)
+    save_grid(folder / "samples.png", sample_rows(images, labels, names))
     if png:
         os.replace(new, old)
 
@@ -562,7 +588,7 @@ def command(main):
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        message, code = f"{one_line(error)}; try a smaller --batch-size", 1
+        message, code = f"{one_line(error)}; smaller batches, images and sets need less memory", 1
     except BrokenPipeError:  # `| head` has read enough; what python writes at its end shall go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message, code = "stopped, since its output was closed", 1

@@ -351,9 +351,7 @@ def read_args(p, argv):
         training_args(args, given)
     else:
         sampling_args(args, given)
-    folder = Path(args.data).resolve()
-    if args.data and folder.is_dir() and args.out.resolve().is_relative_to(folder):
-        raise data.Error(f"--out {args.out} lies in --data {args.data}, where samples.png would become data")
+    data.check_out(args.out, args.data if training or "data" in given else "")
     return args
 
 
@@ -409,6 +407,8 @@ def begin(args, state, about):
     returns the rows of its log; else []. Checks what can fail, says what begins, and removes what is of an
     earlier run. about: what data.describe() says."""
     n, rows = sum(about["classes"].values()), []
+    if n < 2:
+        raise data.Error(f"{args.data}, {args.split}: one image is too few to learn from")
     if args.fid_runs:
         fid.check(n, args.fid_samples, args.dims, args.weights)
     if args.resume:

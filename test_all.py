@@ -178,6 +178,8 @@ def test_load_takes_its_own_samples_and_the_names_in_them(tmp_path):
     data.save_samples(tmp_path, images, labels, names)
     x, y, kinds = data.load(tmp_path / "samples.npz")
     assert torch.equal(x, images) and torch.equal(y, labels) and kinds == names
+    np.savez(tmp_path / "bytes.npz", **samples(tmp_path) | {"class_names": [[b"a"], [b"b"], [b"c"]]})
+    assert data.load(tmp_path / "bytes.npz")[2] == names
     with raises(data.Error, match="--split test: .*samples.npz has no parts"):
         data.load(tmp_path / "samples.npz", split="test")
     for wrong in (["a", "b"], ["a", "b", "b"]):  # too few, or one twice
@@ -195,7 +197,7 @@ def test_of_several_findings_the_first_counts_and_all_have_their_names(tmp_path)
     assert len(names) == 15
     assert [names[k] for k in labels] == ["none", "cardiomegaly", "atelectasis", "hernia"]
     os.rename(tmp_path / "chestmnist.npz", tmp_path / "own.npz")  # it may hold anything: [class, patient], ..
-    with raises(data.Error, match=r"labels uint8 \[\(4, 14\)\], not .* a label below 1000 each"):
+    with raises(data.Error, match=r"labels uint8 \(4, 14\), not .* a label below 1000 each"):
         data.load(tmp_path / "own.npz", split="train")
 
 
@@ -464,6 +466,12 @@ def test_what_a_laboratorys_folder_may_hold(tmp_path, capsys):
     images, labels, names = data.load(str(loops))
     assert labels.tolist() == [0] * 3 + [1] * 3 and names == ["a", "b"]
     assert "not read: 1 .csv" in capsys.readouterr().err
+    (loops / "a" / "@eaDir" / "1.png").mkdir(parents=True)  # a NAS's thumbnails
+    shutil.copy(loops / "a" / "1.png", loops / "a" / "@eaDir" / "1.png" / "SYNOPHOTO_THUMB_M.png")
+    assert len(data.load(str(loops))[0]) == 6
+    (loops / "c").symlink_to(tmp_path / "unmounted")
+    refuses(loops, "c is a link to nothing")
+    (loops / "c").unlink()
     refuses(cells("spelled", ("Cell", "cell ")), "differ in spelling only: Cell, cell ")
     refuses(cells("deep", ("a/train", "a/test")), "holds test: splits go above the classes, test/a")
     dark = cells("dark", ("a",))
@@ -475,6 +483,8 @@ def test_what_a_laboratorys_folder_may_hold(tmp_path, capsys):
         struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks))
     refuses(dark, "16-bit pictures is above 4095 of 65535")
     refused("lies in --data", cvae, f"--data {loops} --out {loops / 'run'}")
+    one = fake_set(tmp_path / "one.npz", (1, 1, 1))
+    refused("one image is too few", dcgan, f"--data {one} --split train --out {tmp_path / 'run'}")
     with raises(data.Error, match="'' is no .npz"):  # an unset variable of a shell
         cvae.main(["--data", "", "--out", str(tmp_path / "run")])
 
@@ -633,10 +643,45 @@ def test_samples_and_their_grid(tmp_path):
     for kept in (4, 0):  # those of an earlier call go: no mixture is left
         data.save_samples(tmp_path, images[:4], labels[:4], names, png=kept)
         assert len([*tmp_path.glob("samples/*/*.png")]) == kept
+    other = save_pictures(tmp_path / "other", images[:3].permute(0, 2, 3, 1))
+    (tmp_path / "samples").symlink_to(other)  # which is not ours: only the link goes
+    save_pictures(tmp_path / "samples.tmp" / "a-b", images[:9].permute(0, 2, 3, 1))  # of a killed call
+    data.save_samples(tmp_path, images[:4], labels[:4], names, png=True)
+    assert len([*tmp_path.glob("samples/*/*.png")]) == 4 and len([*Path(other).iterdir()]) == 3
+    with raises(KeyboardInterrupt), mock.patch.object(data, "save_grid", side_effect=KeyboardInterrupt):
+        data.save_samples(tmp_path, images[:2], labels[:2], names)
+    assert len(samples(tmp_path)["images"]) == 2 and not (tmp_path / "samples").exists()  # no mixture
+    data.remove(Path(other))
     assert not list(tmp_path.glob("**/*.tmp"))
+    data.save_grid(tmp_path / "two.png", {"a\nb (c)": bits(3, 1, 28, 28), "a b (d)": bits(9, 1, 28, 28)})
+    with Image.open(tmp_path / "two.png") as grid:
+        assert grid.size[1] == 3 * 87
     data.save_grid(tmp_path / "large.png", {"": bits(3, 1, 200, 200)})
     with Image.open(tmp_path / "large.png") as grid:
         assert grid.size == (8 * 203, 203)
+
+
+def test_a_run_replaces_nothing_that_is_not_its_own(tmp_path, small, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pictures(tmp_path / "lab" / "samples" / "a", bits(9, 28, 28, 3))
+    run = f"--epochs 1 {SMALL[cvae]} --overwrite"
+    for flags in ("--data lab/samples", f"--data {small}", "--ckpt pretrained --sample 4"):
+        refused("--out lab would replace", cvae, flags, "--out lab", run)
+    assert len([*Path("lab/samples/a").iterdir()]) == 9
+    call(cvae, f"--data {small} --out run {run}")
+    call(cvae, "--out run --sample 9 --png")
+    Path("run/samples/.DS_Store").touch()  # left by who looks at them
+    call(cvae, "--out run --sample 8 --png --overwrite")
+    refused("--out run would replace --data run/samples.npz", cvae, "--data run/samples.npz --out run", run)
+    (tmp_path / "demo").mkdir()  # the name of a set is not that folder
+    (tmp_path / "bloodmnist").mkdir()
+    assert cvae.get_args(words("--data demo --out demo/a")).data == "demo"
+    assert cvae.get_args(words("--ckpt pretrained --sample 2 --out bloodmnist/a")).sample == 2
+    os.rename("lab/samples", "cells")  # what was learned may be called otherwise by now, or lie elsewhere
+    monkeypatch.chdir(tmp_path / "cells")
+    call(cvae, f"--data . --out ../b {run}")
+    monkeypatch.chdir(tmp_path)
+    call(cvae, "--sample 4 --out b")
 
 
 # ---- data.py: what the command lines share ----
@@ -655,7 +700,7 @@ def test_a_users_mistake_is_one_line_and_a_learners_a_traceback(capsys, monkeypa
     for short in (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), MemoryError(),
                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
         code, said = run(short)
-        assert code == 1 and said.endswith("try a smaller --batch-size\n")
+        assert code == 1 and said.endswith("need less memory\n")
 
     for error in (ValueError("too many values to unpack"), OSError("no name"), RuntimeError("shapes")):
         with raises(type(error)):
@@ -2339,12 +2384,30 @@ def test_the_accuracy_score_tells_right_labels_from_wrong(tmp_path, trusted, mon
         trusted("cas", *sets)
     np.savez(sets[0], images=images, labels=1 - right, class_names=["bright", "dark"])
     args = trust.get_args(words("cas", *sets))
-    assert trust.labelled(args, ["dark", "bright"])[1].tolist() == right.tolist()  # by name, not by number
+    theirs = data.load(sets[0])
+    assert trust.labelled(args, ["dark", "bright"], *theirs)[1].tolist() == right.tolist()  # by name
+    for names, wanted in ((["0", "10", "1"], [0, 2]), (["a", "b"], [0, 1])):  # numbers that are names, or not
+        found = trust.labelled(args, names, theirs[0][:2], torch.tensor([0, 1]), ["0", "1"])
+        assert found[1].tolist() == wanted
     np.savez(sets[0], images=images, labels=right, class_names=["dark", "pale"])
     with raises(data.Error, match="no class pale; it has dark, bright"):
         trusted("cas", *sets)
     with raises(data.Error, match="two"):
         trusted("cas", sets[0])
+    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    np.savez(sets[0], images=padded, labels=right, class_names=["dark", "bright"])
+    for what in ("cas", "neighbours"):
+        with raises(data.Error, match=r"a.npz holds images \[3, 20, 20\], .*real.npz \[3, 16, 16\]"):
+            trusted(what, *sets)
+    for k, name in enumerate(("dark", "bright")):
+        save_pictures(tmp_path / "lab" / "train" / name, images[right == k])
+        save_pictures(tmp_path / "lab" / "test" / name, images[right == k][:3])
+    assert trusted("cas", sets[0], tmp_path / "lab", "--steps 2")["of as many real"] == 40  # at 20 x 20
+    parts = {k: v for k, v in np.load(sets[1]).items() if k != "class_names"}
+    np.savez(sets[1], **parts | {"test_labels": np.full((38, 1), 2)})
+    np.savez(sets[0], images=images, labels=right)
+    with raises(data.Error, match="test part has a class 2, its train part 2 classes"):
+        trusted("cas", *sets)
 
 
 def test_a_folder_without_a_val_part_can_be_trusted(tmp_path, trusted):
@@ -2361,11 +2424,11 @@ def test_a_folder_without_a_val_part_can_be_trusted(tmp_path, trusted):
 def test_a_classifier_is_fixed_by_its_seed_and_learns_on(tmp_path):
     images, labels = map(torch.from_numpy, shades(tmp_path / "real.npz"))
     images = images.permute(0, 3, 1, 2)
-    one, same, other = (trust.classifier(images, labels, 20, seed) for seed in (1, 1, 2))
+    one, same, other = (trust.classifier(images, labels, 2, 20, seed) for seed in (1, 1, 2))
     assert torch.equal(one[0].weight, same[0].weight) and not torch.equal(one[0].weight, other[0].weight)
-    assert trust.classifier(images, labels, 20, 1, net=same) is same
+    assert trust.classifier(images, labels, 2, 20, 1, net=same) is same
     assert not torch.equal(one[0].weight, same[0].weight)
-    only_dark = trust.classifier(images, labels, 20, 1, weight=torch.tensor([1.0, 0.0]))
+    only_dark = trust.classifier(images, labels, 2, 20, 1, weight=torch.tensor([1.0, 0.0]))
     assert trust.accuracy(trust.classify(only_dark, images), labels) == [1, 0]
 
 
@@ -2436,7 +2499,7 @@ def taught(monkeypatch):
     0.8 of the first type right, of the others as many thousandths as it has learned images."""
     calls = []
 
-    def classifier(images, labels, steps, seed, device, weight=None, net=None):
+    def classifier(images, labels, classes, steps, seed, device, weight=None, net=None):
         calls.append((images, labels, steps, seed, weight, net))
         return len(images)
 

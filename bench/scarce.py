@@ -148,7 +148,10 @@ def moved(images, how):
 # ---- what the classifiers learn ----
 
 def read_rows(path):
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise data.Error(f"{path} is damaged: {data.one_line(error)}", 1) from None
 
 
 def rows(args):
@@ -190,12 +193,13 @@ def rows(args):
                 continue
             if args.before and not first:
                 before, its_labels, _ = data.load(args.before, args.root, "train")
-                first = trust.classifier(before, its_labels, STEPS, seed, args.device)
+                first = trust.classifier(before, its_labels, len(names), STEPS, seed, args.device)
             again = few[torch.arange(repeats) % max(1, len(few))]
             x = torch.cat([images[kept], images[again], fake[:count]])
             y = torch.cat([labels[kept], labels[again], fake_labels[:count]])
             weight = (1 / y.bincount(minlength=len(names))).to(args.device) if setting["weighted"] else None
-            net = trust.classifier(x, y, args.steps, seed, args.device, weight, copy.deepcopy(first))
+            start = copy.deepcopy(first)
+            net = trust.classifier(x, y, len(names), args.steps, seed, args.device, weight, start)
             found = trust.classify(net, held_out[0])
             figures = [of(found, held_out[1]) for of in (trust.accuracy, trust.average_precision)]
             present = [names[k] for k in held_out[1].unique()]
@@ -303,7 +307,7 @@ def named(args):
         sets["real cells" if real else source] = x[y == find_type(theirs, names[kind])]
     shares = defaultdict(list)
     for seed in args.seeds:
-        net = trust.classifier(images[kept], labels[kept], args.steps, seed, args.device)
+        net = trust.classifier(images[kept], labels[kept], len(names), args.steps, seed, args.device)
         for name, x in sets.items():
             shares[name].append(trust.classify(net, x).argmax(1).bincount(minlength=len(names)) / len(x))
     result = {}

@@ -83,13 +83,21 @@ def floors(args, net):
     return {"floors": {k: fid.summary(v) | {"runs": v} for k, v in found.items()}}
 
 
+def real(args, split, samples):
+    """data.load() of a part of B, in the size of the samples where B is a folder. Raises Error where they
+    differ in shape."""
+    size = samples.shape[2] if Path(args.b).is_dir() and samples.shape[2] in range(16, 257, 4) else None
+    found = data.load(args.b, args.root, split, size)
+    if samples.shape[1:] != found[0].shape[1:]:
+        raise data.Error(f"{args.a} holds images {[*samples.shape[1:]]}, {args.b} {[*found[0].shape[1:]]}")
+    return found
+
+
 def neighbours(args, net):
     """How far is each sample from the nearest training image, and how far is each held-out image? Writes the
     eight closest samples and their training images to <out>/neighbours.png."""
     images, _, _ = data.load(args.a, args.root, "all", 0)
-    train, test = (data.load(args.b, args.root, split)[0] for split in ("train", "test"))
-    if images.shape[1:] != train.shape[1:]:
-        raise data.Error(f"{args.a} holds images {[*images.shape[1:]]}, {args.b} {[*train.shape[1:]]}")
+    train, test = (real(args, split, images)[0] for split in ("train", "test"))
     if args.augment:
         train = turns(train)
     sets = (torch.from_numpy(fid.kept_features(x, net, args.out.parent)) for x in (images, train, test))
@@ -121,17 +129,16 @@ def copies(samples, training, held_out):
     return result, near, which
 
 
-def classifier(images, labels, steps=1500, seed=0, device="cpu", weight=None, net=None):
+def classifier(images, labels, classes, steps=1500, seed=0, device="cpu", weight=None, net=None):
     """A small convolutional network that learns images uint8 (N, C, H, W), flipped and turned, with labels
-    (N,), in steps of 64 images. weight: of each class in the loss. net: one to go on with."""
+    (N,) below `classes`, in steps of 64 images. weight: of each class in the loss. net: one to go on with."""
     torch.manual_seed(seed)
     if net is None:
         layers = []
         for c_in, c_out in ((images.shape[1], 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out)]
             layers += [nn.MaxPool2d(2), nn.ReLU()]  # as ReLU and then MaxPool, but ReLU of fewer values
-        inputs, classes = 64 * (images.shape[2] // 8) ** 2, int(labels.max()) + 1
-        net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, classes))
+        net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (images.shape[2] // 8) ** 2, classes))
     net = net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.01, fused=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
@@ -179,7 +186,7 @@ def over_seeds(args, names, title, training, *tests):
     names: of the classes. training: a function seed -> (images, labels)."""
     runs = []
     for seed in SEEDS:
-        net = classifier(*training(seed), args.steps, seed, args.device)
+        net = classifier(*training(seed), len(names), args.steps, seed, args.device)
         runs.append([accuracy(classify(net, images), labels) for images, labels in tests])
         means = ", ".join(f"{np.mean(shares):.3f}" for shares in runs[-1])
         print(f"{title}, seed {seed}: {means}", file=sys.stderr, flush=True)
@@ -191,25 +198,28 @@ def over_seeds(args, names, title, training, *tests):
     return found
 
 
-def labelled(args, names):
+def labelled(args, names, images, labels, theirs):
     """Images of A, and their labels by the numbers that the real set's class names have."""
-    images, labels, theirs = data.load(args.a, args.root, "all", 0)
-    if theirs == ["0"] and names != ["0"]:
+    if set(theirs) <= set(names):  # numbers may be names, in another order
+        return images, torch.tensor([names.index(name) for name in theirs])[labels]
+    if theirs == ["0"]:
         raise data.Error(f"{args.a} holds no labels: was its model trained with --classes?")
-    if theirs == [str(k) for k in range(len(theirs))]:
+    if theirs == [str(k) for k in range(len(theirs))] and len(theirs) <= len(names):
         return images, labels  # classes without names
-    if other := [name for name in theirs if name not in names]:
-        raise data.Error(f"{args.a}: {args.b} has no class {' or '.join(other)}; it has {', '.join(names)}")
-    return images, torch.tensor([names.index(name) for name in theirs])[labels]
+    other = [name for name in theirs if name not in names]
+    raise data.Error(f"{args.a}: {args.b} has no class {' or '.join(other)}; it has {', '.join(names)}")
 
 
 def cas(args):
     """Accuracies, means over the classes. Classifiers that learned B's train part name A (are the samples of
     their classes?) and B's test part. The test part is also named by those that learned A alone, which is the
     classification accuracy score (Ravuri & Vinyals, 2019), and by those that learned as many images of B."""
-    images, labels, names = data.load(args.b, args.root, "train")
-    test = data.load(args.b, args.root, "test")[:2]
-    samples = labelled(args, names)
+    samples = data.load(args.a, args.root, "all", 0)
+    images, labels, names = real(args, "train", samples[0])
+    test = real(args, "test", samples[0])[:2]
+    if (most := int(test[1].max())) >= len(names):
+        raise data.Error(f"{args.b}: its test part has a class {most}, its train part {len(names)} classes")
+    samples = labelled(args, names, *samples)
     n = len(samples[0])
 
     def as_many(seed):
@@ -217,7 +227,8 @@ def cas(args):
         return images[chosen], labels[chosen]
 
     on_samples, on_real = over_seeds(args, names, "real", lambda seed: (images, labels), samples, test)
-    return {"images": n, "real name generated": on_samples, "real name held-out": on_real,
+    return {"images": n, "of as many real": min(n, len(images)),
+            "real name generated": on_samples, "real name held-out": on_real,
             "generated name held-out": over_seeds(args, names, "generated", lambda seed: samples, test)[0],
             "as many real name held-out": over_seeds(args, names, "as many real", as_many, test)[0]}
 
@@ -232,7 +243,7 @@ def main(argv=None):
         result |= {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
     text = json.dumps(result | {"what": args.what, "a": args.a, "b": args.b}, indent=1, ensure_ascii=False)
     with data.atomic(args.out / f"{args.what}.json") as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # a class may be named by a file that is not UTF-8
     print(text)
 
 
