@@ -196,6 +196,10 @@ def is_picture(name):
 
 def list_files(folder, names):
     """[(path, class)] of a folder's files: links followed, each file once a class, no hidden ones."""
+    def stop(error):  # a folder that may not be read, which os.walk would leave out
+        if not isinstance(error, FileNotFoundError):  # a split need not have every class
+            raise error
+
     found = []
     for k, name in enumerate(names):
         start = os.path.realpath(folder / name)
@@ -206,10 +210,6 @@ def list_files(folder, names):
             known = real in seen or hidden(os.path.basename(path)) or Path(start).is_relative_to(real)
             seen.add(real)
             return not known
-
-        def stop(error):  # a folder that may not be read, which os.walk would leave out
-            if not isinstance(error, FileNotFoundError):  # a split need not have every class
-                raise error
 
         for place, below, files in os.walk(folder / name, onerror=stop, followlinks=True):
             below[:] = [sub for sub in sorted(below) if first_visit(os.path.join(place, sub))]
@@ -399,16 +399,19 @@ def atomic(path):
 
 
 def check_out(folder, source):
-    """Raises Error where a run in `folder` would become part of `source`, a set that is read, or replace it,
-    or pictures in samples/ that save_samples() has not written. source: "" where none is read."""
-    samples, out = folder / "samples", folder.resolve()
-    path = Path(source).resolve()
+    """Raises Error where a run in `folder` would become part of `source`, a set that is read, or replace it.
+    source: "" where none is read."""
+    path, out = Path(source).resolve(), folder.resolve()
     if source not in (*NAMES, "demo", "") and path.exists():
         if path.is_dir() and out.is_relative_to(path):
             raise Error(f"--out {folder} lies in --data {source}, where samples.png would become data")
         if path == out / "samples.npz" or path.is_relative_to(out / "samples"):
             raise Error(f"--out {folder} would replace --data {source}; name another --out")
-    for path in samples.rglob("*") if samples.is_dir() else ():
+
+
+def check_samples(folder):
+    """Raises Error where samples/ holds what save_samples() has not written, before it is replaced."""
+    for path in (folder / "samples").rglob("*"):
         if path.is_file() and not hidden(path.name) and not re.fullmatch(r"\d{6,}\.png", path.name):
             raise Error(f"--out {folder} would replace {path}, which is no sample; name another --out")
 

@@ -363,6 +363,7 @@ def training_args(args, given):
         if there and not args.overwrite:
             resume = "--resume continues it, " if there[0] == "ckpt.pt" else ""
             raise data.Error(f"{args.out} holds {there[0]}: {resume}--overwrite replaces it; see --out")
+        data.check_samples(args.out)
         return
     saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
     wanted = saved | {k: v for k, v in given.items() if k in saved}
@@ -388,6 +389,8 @@ def sampling_args(args, given):
     there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
     if args.sample and there and not args.overwrite:
         raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
+    if args.sample:
+        data.check_samples(args.out)
     trained = load(args.ckpt, "cpu").trained
     wanted = vars(args) | trained | (PAPER if args.paper else {}) | given
     vars(args).update({k: wanted[k] for k in ("data", "root", "split", "size", *SAMPLER)})

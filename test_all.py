@@ -665,6 +665,7 @@ def test_a_run_replaces_nothing_that_is_not_its_own(tmp_path, small, monkeypatch
     monkeypatch.chdir(tmp_path)
     save_pictures(tmp_path / "lab" / "samples" / "a", bits(9, 28, 28, 3))
     run = f"--epochs 1 {SMALL[cvae]} --overwrite"
+    assert cvae.get_args(words("--ckpt pretrained --fid-runs 1 --out lab")).fid_runs  # nothing is replaced
     for flags in ("--data lab/samples", f"--data {small}", "--ckpt pretrained --sample 4"):
         refused("--out lab would replace", cvae, flags, "--out lab", run)
     assert len([*Path("lab/samples/a").iterdir()]) == 9
