@@ -69,7 +69,7 @@ generator() {
     cvae) train cvae "$out" --data "$few" --balance 1 --epochs 40 ;;
   esac
   local n=1000
-  if [ "$1-$2-$3" = init-0-50 ]; then n=2000; fi  # how many are best?
+  if [ "$1-$2-$3" = init-0-50 ]; then n=4000; fi  # how many are best?
   draw "$script" "$out" $n --label "$2"
 }
 
@@ -100,7 +100,8 @@ chosen() {
   for choice in 0 1 2; do
     bench rows --type 0 --left "$1" --choice $choice $val --repeats 0 250 500 1000 2000
     bench rows --type 0 --left "$1" --choice $choice $val --weighted
-    rows init 0 "$1" $choice $val --repeats 1000 --counts 250 500 1000 $(($1 == 50 ? 2000 : 1000))
+    rows init 0 "$1" $choice $val --repeats 1000 --counts 250 500 1000 \
+      $([ "$1" != 50 ] || echo 2000 4000)
   done
 }
 
