@@ -97,11 +97,12 @@ tried() {
 
 # chosen LEFT: settings for basophils, on the val part
 chosen() {
+  local counts="250 500 1000"
+  if [ "$1" = 50 ]; then counts="$counts 2000 4000"; fi
   for choice in 0 1 2; do
     bench rows --type 0 --left "$1" --choice $choice $val --repeats 0 250 500 1000 2000
     bench rows --type 0 --left "$1" --choice $choice $val --weighted
-    rows init 0 "$1" $choice $val --repeats 1000 --counts 250 500 1000 \
-      $([ "$1" != 50 ] || echo 2000 4000)
+    rows init 0 "$1" $choice $val --repeats 1000 --counts $counts
   done
 }
 
