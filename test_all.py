@@ -2945,7 +2945,8 @@ def test_the_readmes_python_runs_as_it_stands(folder, tmp_path, monkeypatch, ste
 
 def test_figures_in_the_texts_come_from_the_files_of_their_runs():
     readme, results = (HERE / "README.md").read_text(), HERE / "assets" / "results"
-    texts = readme + (HERE / "RESULTS.md").read_text() + (results / "notebook.md").read_text()
+    texts = readme + (HERE / "RESULTS.md").read_text()
+    texts += (results / "notebook.md").read_text() + (results / "scarce.md").read_text()
     precision = (results / "precision.md").read_text()
     wanted = [f"| {row} |" for row in re.findall(r"^\| \w+-(?:fp32|bf16) .*?\*\*(.*?)\*\*", precision, re.M)]
     found = {file: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
@@ -2991,5 +2992,6 @@ def test_the_figures_of_a_scarce_type_are_those_of_its_rows(tmp_path):
     lines = [line for line in results.splitlines() if line.endswith((" x 2 |", " x 3 |", " x 5 |"))]
     missing = [line for line in lines if line not in table]
     figures = re.findall(r"(?:\| |\()([+-]?0\.\d+[ ±.\d]*?)(?= [|(]|\))", readme)
+    figures += re.findall(r"-?0\.\d+ ± [\d.e-]*\d", readme + results)
     missing += [figure for figure in figures if figure not in table]
-    assert not missing and len(lines) > 10 and len(figures) > 5
+    assert not missing and len(lines) > 10 and len(figures) > 50
