@@ -2550,6 +2550,11 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
             scarce.main(words(common, flags))
+    _, _, names = data.load(real)
+    other = (x[y != 2], y[y != 2])
+    scarce.save(tmp_path / "none.npz", names, {"train": (x, y), "val": other, "test": (x, y)})
+    with raises(data.Error, match="none.npz has no .* in its val part"):
+        scarce.main(words(f"rows --data {tmp_path / 'none.npz'} --type 2 --left 7"))
 
 
 def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part():

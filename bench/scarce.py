@@ -165,6 +165,9 @@ def rows(args):
         kind = find_type(names, args.type)
         few, _ = split(labels, kind, args.left, args.choice)
         kept = torch.cat([(labels != kind).nonzero()[:, 0], few])
+        for part in ("val", args.part):
+            if (data.load(args.data, args.root, part)[1] != kind).all():
+                raise data.Error(f"{args.data} has no {names[kind]} in its {part} part to classify", 1)
         about |= {"type": names[kind], "left": args.left, "choice": args.choice}
     fake, fake_labels = images[:0], labels[:0]
     if args.samples:
@@ -367,8 +370,8 @@ def table(args):
             curve += [(0, without)] * bool(without and not curve) + [(g["samples"], found)]
     lines += dict.fromkeys(of_all_cells)
     by_cells = [f"by {n} cells" for n in FEWER]
-    tables = ((["accuracy", "mean over types", "by the frequencies", "tuned", "average precision"], lines),
-              (["no constant", "by the frequencies", *by_cells, "by the whole val part"], with_constant),
+    tables = ((["accuracy", "mean over types", "corrected", "tuned", "average precision"], lines),
+              (["no constant", "corrected", *by_cells, "by the whole val part"], with_constant),
               (["mean over types", "average precision"], of_all_types))
     text = "\n".join(under(*one) for one in tables if one[1])
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
