@@ -2384,11 +2384,10 @@ def test_the_accuracy_score_tells_right_labels_from_wrong(tmp_path, trusted, mon
     with raises(data.Error, match="no labels.*--classes"):
         trusted("cas", *sets)
     np.savez(sets[0], images=images, labels=1 - right, class_names=["bright", "dark"])
-    args = trust.get_args(words("cas", *sets))
     theirs = data.load(sets[0])
-    assert trust.labelled(args, ["dark", "bright"], *theirs)[1].tolist() == right.tolist()  # by name
+    assert trust.labelled("a", "b", ["dark", "bright"], *theirs)[1].tolist() == right.tolist()  # by name
     for names, wanted in ((["0", "10", "1"], [0, 2]), (["a", "b"], [0, 1])):  # numbers that are names, or not
-        found = trust.labelled(args, names, theirs[0][:2], torch.tensor([0, 1]), ["0", "1"])
+        found = trust.labelled("a", "b", names, theirs[0][:2], torch.tensor([0, 1]), ["0", "1"])
         assert found[1].tolist() == wanted
     np.savez(sets[0], images=images, labels=right, class_names=["dark", "pale"])
     with raises(data.Error, match="no class pale; it has dark, bright"):
@@ -2533,7 +2532,9 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
                        "accuracy": n, "mean": approx((0.8 + 2 * n) / 3, abs=1e-5),
                        "average_precision": 2 * n, "types": {"red": 0.8, "green": n, "blue": n},
                        "average_precisions": {"red": 0.9, "green": 2 * n, "blue": 0},
-                       "by_frequency": approx((1000 * n / taught[0][1].bincount()).mean().item(), abs=1e-5)}
+                       "by_frequency": approx((1000 * n / taught[0][1].bincount()).mean().item(), abs=1e-5),
+                       "of": rows[2]["of"]}
+    assert rows[1]["of"][0] == rows[0]["of"][0] and len(rows[1]["of"]) == 2
     assert rows[1]["generator"] == "ddpm" and rows[1]["samples"] == 4
     scarce.main(words(f"{common} --repeats 0 30 --seeds 1"))  # what is there is not computed again
     assert len(taught) == 5 and len(taught[-1][0]) == len(left) + 30
@@ -2550,11 +2551,38 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
             scarce.main(words(common, flags))
+    images, labels, names = data.load(tmp_path / "samples.npz")
+    pixels_of = images.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "samples.npz", images=255 - pixels_of, labels=labels, class_names=names)
+    common = f"rows --data {real} --type 1 --left 7 --rows {kept} --part val --seeds 1"
+    with raises(data.Error, match="results of other cells or samples under these names"):
+        scarce.main(words(f"{common} --counts 4 {made}"))
+    np.savez(tmp_path / "samples.npz", images=pixels_of)
+    with raises(data.Error, match="holds no labels"):
+        scarce.main(words(f"{common} --counts 4 {made}"))
     _, _, names = data.load(real)
-    other = (x[y != 2], y[y != 2])
-    scarce.save(tmp_path / "none.npz", names, {"train": (x, y), "val": other, "test": (x, y)})
-    with raises(data.Error, match="none.npz has no .* in its val part"):
-        scarce.main(words(f"rows --data {tmp_path / 'none.npz'} --type 2 --left 7"))
+    for missing in (2, 0):
+        other = (x[y != missing], y[y != missing])
+        scarce.save(tmp_path / "none.npz", names, {"train": (x, y), "val": other, "test": (x, y)})
+        with raises(data.Error, match="none.npz: its val part has no "):
+            scarce.main(words(f"rows --data {tmp_path / 'none.npz'} --type 2 --left 7"))
+    scarce.save(tmp_path / "none.npz", names, {"train": (x, y), "val": (x, y), "test": other})
+    with raises(data.Error, match="has no .* in its test part"):
+        scarce.main(words(f"rows --data {tmp_path / 'none.npz'} --type 0 --left 7"))
+    scarce.save(tmp_path / "none.npz", names, {"train": other, "val": (x, y), "test": (x, y)})
+    with raises(data.Error, match="its test part has .*, which its train part has not"):
+        scarce.main(words(f"rows --data {tmp_path / 'none.npz'} --counts 0"))
+    for content in ("{}", "[1]", '{"a": 1}', '[{"part": "test"}]', "[", "7"):
+        kept.write_text(content)
+        with raises(data.Error, match="damaged, or holds other things"):
+            scarce.main(words(common, "--counts 0"))
+        assert kept.read_text() == content
+    for flags, said in (("rows --left 7", "--left 7 needs --type"),
+                        ("table --rows nowhere.json", "no results"),
+                        (f"prepare --data {real} --type 1 --left 7 --out {real}", "--out .*a new .npz"),
+                        (f"move --data {real} --left 500 --out x.npz", "--left 500: the test part of ")):
+        with raises(data.Error, match=said):
+            scarce.main(words(flags))
 
 
 def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part():
@@ -2573,7 +2601,7 @@ def test_a_tuned_classifier_names_a_type_as_readily_as_is_best_on_the_val_part()
     assert means(part([1, 0], 1.0, -1.0), part([1, 0], 0.1, -0.1))[0] == 1  # it is 0
     # of 40 cells one needs the constant 1.25: all 40 show it, and a draw of n does in n / 40 of the draws
     mean, fewer = means(part([1] * 40 + [0], *[3.0] * 39, -1.2, -3), part([1, 0], -1.2, -1.3))
-    assert mean == 1 and [*fewer] == ["10", "20", "50"] and fewer["50"] == 1
+    assert mean == 1 and [*fewer] == ["10", "20"]  # there are no 50 to choose it by
     assert fewer["10"] == approx(0.5 + 0.5 * 10 / 40, abs=0.1) and fewer["20"] == approx(0.75, abs=0.1)
 
 

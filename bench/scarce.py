@@ -25,6 +25,7 @@ The other scarcity is a laboratory with few cells of every type:
 """
 import argparse
 import copy
+import hashlib
 import itertools
 import json
 import re
@@ -55,7 +56,7 @@ def get_args(argv=None):
     add("--device", type=data.device, default="cpu", help="auto, cpu, cuda, cuda:N or mps")
     add("--type", help="the scarce type, by name or number")
     add("--left", type=data.number(int, 0), help="cells of it that are left; move: of each type")
-    add("--choice", type=data.number(int, 0), default=0, help="seed that chooses the cells left")
+    add("--choice", type=data.number(int, 0, 2**31), default=0, help="seed that chooses the cells left")
     add("--out", type=Path, help="the file that prepare, move, copies, named or picture writes")
     add("--how", choices=("mild", "strong"), default="mild", help="how far to move")
     add("--samples", help="samples.npz of a generator that has seen the cells left and no others")
@@ -70,7 +71,8 @@ def get_args(argv=None):
     add("--weighted", action="store_true", help="weigh the classes alike in the loss")
     add("--before", default="", metavar="DATA", help="set whose train part a classifier learns first")
     add("--steps", type=data.number(int, 2), default=STEPS, help="of a classifier")
-    add("--seeds", type=int, nargs="+", default=trust.SEEDS, help="one for each classifier of a setting")
+    add("--seeds", type=data.number(int, 0, 2**31), nargs="+", default=trust.SEEDS,
+        help="one for each classifier of a setting")
     args = p.parse_args(argv)
     needs = {"prepare": ["type", "left", "out"], "move": ["left", "out"], "table": [],
              "picture": ["sets", "out"],
@@ -79,13 +81,22 @@ def get_args(argv=None):
              "rows": ["left"] * bool(args.type) + ["generator"] * bool(args.samples)}[args.what]
     if missing := [f"--{k}" for k in needs if getattr(args, k) in (None, "")]:
         p.error(f"{args.what} needs {', '.join(missing)}")
+    if args.what == "rows" and args.left is not None and not args.type:
+        p.error(f"--left {args.left} needs --type")
+    if args.what in ("prepare", "move"):
+        real, out = Path(args.data).resolve(), args.out.resolve()
+        if out.suffix != ".npz" or out == real or real.is_dir() and out.is_relative_to(real):
+            p.error(f"--out {args.out}: it can be a new .npz, outside --data")
     return args
 
 
 # ---- what the generators learn ----
 
 def find_type(names, text):
-    return data.find_class(dict.fromkeys(names, 1), text)
+    try:
+        return data.find_class(dict.fromkeys(names, 1), text)
+    except data.Error as error:
+        raise data.Error(str(error).replace("label", "--type", 1)) from None
 
 
 def split(labels, kind, left, choice):
@@ -122,6 +133,9 @@ def move(args):
     alike, are val part or test part: a cell is in the same one of them for every choice. The pretrained model
     must not have seen the test part; of the official BloodMNIST it has, so train your own for --init."""
     images, labels, names = data.load(args.data, args.root, "test")
+    fewest, name = min(zip(labels.bincount(minlength=len(names)).tolist(), names, strict=True))
+    if fewest < args.left + 2:  # one for val, one for test, at least
+        raise data.Error(f"--left {args.left}: the test part of {args.data} has {fewest} {name}")
     order, fixed = (torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
                     for seed in (args.choice, 10**6))
     few = torch.cat([order[labels[order] == k][:args.left] for k in range(len(names))])
@@ -149,14 +163,23 @@ def moved(images, how):
 
 def read_rows(path):
     try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError as error:
-        raise data.Error(f"{path} is damaged: {data.one_line(error)}", 1) from None
+        found = json.loads(path.read_text()) if path.exists() else []
+        known = {*FIELDS, "part", "choice", "seed"}
+        if isinstance(found, list) and all(known <= row.keys() for row in found):
+            return found
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise data.Error(f"{path} is damaged, or holds other things than results of rows", 1)
 
 
 def rows(args):
-    images, labels, names = data.load(args.data, args.root, "train")
-    held_out = data.load(args.data, args.root, args.part)[:2]
+    if args.samples:
+        samples = data.load(args.samples, size=0)
+        images, labels, names, held_out, val = real_parts(args, samples[0])
+        fake, fake_labels = trust.labelled(args.samples, args.data, names, *samples)
+    else:
+        images, labels, names, held_out, val = real_parts(args)
+        fake, fake_labels = images[:0], labels[:0]
     source = re.fullmatch(r"(.*?)(-c(\d+))?", Path(args.data).stem)  # the files of move: mild-30-c0.npz
     about = {"data": source[1], "type": None, "left": None, "choice": int(source[3]) if source[2] else None}
     kind, kept = None, torch.arange(len(labels))
@@ -165,14 +188,10 @@ def rows(args):
         kind = find_type(names, args.type)
         few, _ = split(labels, kind, args.left, args.choice)
         kept = torch.cat([(labels != kind).nonzero()[:, 0], few])
-        for part in ("val", args.part):
-            if (data.load(args.data, args.root, part)[1] != kind).all():
+        for part, there in ((args.part, held_out[1]), ("val", val[1])):
+            if (there != kind).all():
                 raise data.Error(f"{args.data} has no {names[kind]} in its {part} part to classify", 1)
         about |= {"type": names[kind], "left": args.left, "choice": args.choice}
-    fake, fake_labels = images[:0], labels[:0]
-    if args.samples:
-        fake, fake_labels, theirs = data.load(args.samples)
-        fake_labels = torch.tensor([find_type(names, name) for name in theirs])[fake_labels]
     if kind is not None:
         fake, fake_labels = fake[fake_labels == kind], fake_labels[fake_labels == kind]
 
@@ -185,6 +204,15 @@ def rows(args):
         raise data.Error(f"{args.rows} has no comparable results on val; name --repeats and --counts")
     if (most := max(setting["samples"] for setting in settings)) > len(fake):
         raise data.Error(f"--counts {most}: there are {len(fake)} samples")
+    if not len(few) and any(setting["repeats"] for setting in settings):
+        raise data.Error("--repeats: no cells are left to repeat")
+    if args.before:
+        before, its_labels, theirs = data.load(args.before, args.root, "train", images.shape[2])
+        if before.shape[1:] != images.shape[1:]:
+            raise data.Error(f"--before {args.before} holds images {[*before.shape[1:]]}, "
+                             f"{args.data} {[*images.shape[1:]]}")
+        before, its_labels = trust.labelled(args.before, args.data, names, before, its_labels, theirs)
+    real, kept_before = sha(images, labels, *held_out), 0
 
     for seed in args.seeds:
         first = None  # a classifier that has learned --before
@@ -192,10 +220,14 @@ def rows(args):
             repeats, count = setting["repeats"], setting["samples"]
             row = about | {"generator": args.generator if count else "", "before": args.before,
                            "steps": args.steps, **setting, "part": args.part, "seed": seed}
-            if matching(read_rows(args.rows), row):
+            of = [real, sha(fake[:count], fake_labels[:count])] if count else [real]
+            if there := matching(read_rows(args.rows), row):
+                if there[0].get("of", of) != of:
+                    raise data.Error(f"{args.rows} has results of other cells or samples under these names; "
+                                     "name another --rows")
+                kept_before += 1
                 continue
             if args.before and not first:
-                before, its_labels, _ = data.load(args.before, args.root, "train")
                 first = trust.classifier(before, its_labels, len(names), STEPS, seed, args.device)
             again = few[torch.arange(repeats) % max(1, len(few))]
             x = torch.cat([images[kept], images[again], fake[:count]])
@@ -216,12 +248,36 @@ def rows(args):
                 adjusted = found / y.bincount(minlength=len(names)).clamp(min=1)
                 row["by_frequency"] = round(float(np.mean(trust.accuracy(adjusted, held_out[1]))), 5)
             if args.type and args.part == "test":
-                val = data.load(args.data, args.root, "val")[:2]
                 row |= tuned(kind, (trust.classify(net, val[0]), val[1]), (found, held_out[1]))
+            row["of"] = of
             lines = [json.dumps(one) for one in (*read_rows(args.rows), row)]  # another process may add some
             with data.atomic(args.rows) as file:
                 file.write(("[" + ",\n".join(lines) + "]\n").encode())
             print(lines[-1], flush=True)
+    if kept_before:
+        print(f"{kept_before} results were in {args.rows} before")
+
+
+def real_parts(args, samples=None):
+    """Images and labels of the train part, names, [images, labels] of --part and of the val part."""
+    parts = {part: data.load(args.data, args.root, part) if samples is None else
+             trust.real(args.samples, args.data, args.root, part, samples)
+             for part in dict.fromkeys(("train", args.part, *["val"] * bool(args.type)))}
+    known = parts["train"][1].unique()
+    for part, (_, labels, names) in parts.items():
+        if new := [names[k] for k in labels.unique() if k not in known]:
+            raise data.Error(f"{args.data}: its {part} part has {new[0]}, which its train part has not", 1)
+    if args.type and (less := set(parts[args.part][1].tolist()) - set(parts["val"][1].tolist())):
+        raise data.Error(f"{args.data}: its val part has no {parts['train'][2][min(less)]}", 1)
+    return (*parts["train"], parts[args.part][:2], parts.get("val", parts["train"])[:2])
+
+
+def sha(*tensors):
+    """By which a row knows what it is of."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:12]
 
 
 def tuned(kind, val, test):
@@ -244,7 +300,8 @@ def tuned(kind, val, test):
     def draw(n):
         return mine[:, generator.permutation(mine.shape[1])[:n]].mean(1)
 
-    fewer = {n: np.mean([means[np.argmax(others + draw(n))] for _ in range(100)]) for n in FEWER}
+    fewer = {n: np.mean([means[np.argmax(others + draw(n))] for _ in range(100)])
+             for n in FEWER if n <= mine.shape[1]}
     return {"tuned_mean": round(float(means[np.argmax(others + mine.mean(1))]), 5),
             "tuned_with": {str(n): round(float(mean), 5) for n, mean in fewer.items()}}
 
@@ -328,13 +385,18 @@ def named(args):
 # ---- what came out ----
 
 def table(args):
-    """One line per setting: mean over networks, ± over choices of the cells. In bold the best of several on
-    the val part. In brackets the gain over the best without samples, of the same choices and networks. First
-    of a scarce type; then its means over types once more, with constants added to the log-probabilities: by
-    the frequencies of all types, or for the scarce one by some held-out cells, see tuned(); then of sets
-    where all types are scarce. Also writes <part>.md and <part>.png."""
+    """One line per setting: mean over networks, ± over choices of the cells, or, of one choice, over
+    networks. In bold the best of several on the val part. In brackets the gain over the best without samples,
+    of the same choices and networks. First of a scarce type; then its means over types once more, with
+    constants added to the log-probabilities: by the frequencies of all types, or for the scarce one by some
+    held-out cells, see tuned(); then of sets where all types are scarce. Also writes <part>.md and
+    <part>.png."""
     every = read_rows(args.rows)
     rows = matching(every, {"part": args.part})
+    if not rows:
+        raise data.Error(f"no results on the {args.part} part in {args.rows}; see --rows, --part", 1)
+    one = len({row["choice"] for row in rows}) == 1
+    rows = [row | {"draw": row["seed" if one else "choice"]} for row in rows]
     settings = {tuple(row[k] for k in FIELDS) for row in rows}
     lines, of_all_cells, with_constant, of_all_types, curves = [], [], [], [], defaultdict(list)
     for setting in sorted(settings, key=lambda setting: [str(value).zfill(6) for value in setting]):
@@ -377,6 +439,8 @@ def table(args):
     with data.atomic(args.rows.with_name(f"{args.part}.md")) as file:
         file.write(text.encode())
     print(text, end="")
+    if one:
+        print("\n± is over networks, since there is one choice of the cells")
     choices = {k: min(len({row["choice"] for row in found}) for _, found in v) for k, v in curves.items()}
     most = max(choices.values(), default=0)  # what was tried with fewer is left out of the picture
     draw(args.rows.with_name(f"{args.part}.png"), {k: v for k, v in curves.items()
@@ -400,7 +464,7 @@ def without_samples(every, rows, g):
     """The rows of the best setting without samples; all else is alike."""
     real = g | {"generator": "", "samples": 0}
     best = chosen(every, real)
-    return matching(rows, real | best) if best else []
+    return matching(rows, real | (best or {}))
 
 
 def all_cells(rows, g):
@@ -408,16 +472,16 @@ def all_cells(rows, g):
     type, and each network counts as a choice. Empty for no type."""
     real = {"data": g["data"], "type": None, "left": None, "generator": "", "before": "", "steps": g["steps"]}
     found = matching(rows, real | {"repeats": 0, "samples": 0, "weighted": False}) if g["type"] else []
-    return [row | {"accuracy": row["types"][g["type"]], "choice": row["seed"],
+    return [row | {"accuracy": row["types"][g["type"]], "choice": row["seed"], "draw": row["seed"],
                    "average_precision": row.get("average_precisions", {}).get(g["type"])} for row in found]
 
 
 def by_choice(rows, of):
-    """[mean over networks, for each choice of the cells]; of the rows that have the measure."""
+    """[mean over networks, for each choice of the cells, or each network]; of rows that have the measure."""
     choices = defaultdict(list)
     for row in rows:
         if row.get(of) is not None:  # rows of an earlier version have no average precision
-            choices[row["choice"]].append(row[of])
+            choices[row["draw"]].append(row[of])
     return [float(np.mean(values)) for values in choices.values()]
 
 

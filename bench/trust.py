@@ -83,13 +83,13 @@ def floors(args, net):
     return {"floors": {k: fid.summary(v) | {"runs": v} for k, v in found.items()}}
 
 
-def real(args, split, samples):
-    """data.load() of a part of B, in the size of the samples where B is a folder. Raises Error where they
-    differ in shape."""
-    size = samples.shape[2] if Path(args.b).is_dir() and samples.shape[2] in range(16, 257, 4) else None
-    found = data.load(args.b, args.root, split, size)
+def real(a, b, root, split, samples):
+    """data.load() of a part of B, in the size of the samples, from A, where B is a folder. Raises Error where
+    they differ in shape."""
+    size = samples.shape[2] if Path(b).is_dir() and samples.shape[2] in range(16, 257, 4) else None
+    found = data.load(b, root, split, size)
     if samples.shape[1:] != found[0].shape[1:]:
-        raise data.Error(f"{args.a} holds images {[*samples.shape[1:]]}, {args.b} {[*found[0].shape[1:]]}")
+        raise data.Error(f"{a} holds images {[*samples.shape[1:]]}, {b} {[*found[0].shape[1:]]}")
     return found
 
 
@@ -97,7 +97,7 @@ def neighbours(args, net):
     """How far is each sample from the nearest training image, and how far is each held-out image? Writes the
     eight closest samples and their training images to <out>/neighbours.png."""
     images, _, _ = data.load(args.a, args.root, "all", 0)
-    train, test = (real(args, split, images)[0] for split in ("train", "test"))
+    train, test = (real(args.a, args.b, args.root, split, images)[0] for split in ("train", "test"))
     if args.augment:
         train = turns(train)
     sets = (torch.from_numpy(fid.kept_features(x, net, args.out.parent)) for x in (images, train, test))
@@ -198,16 +198,16 @@ def over_seeds(args, names, title, training, *tests):
     return found
 
 
-def labelled(args, names, images, labels, theirs):
-    """Images of A, and their labels by the numbers that the real set's class names have."""
+def labelled(a, b, names, images, labels, theirs):
+    """Images of A, and their labels by the numbers that the class names of B have."""
     if set(theirs) <= set(names):  # numbers may be names, in another order
         return images, torch.tensor([names.index(name) for name in theirs])[labels]
     if theirs == ["0"]:
-        raise data.Error(f"{args.a} holds no labels: was its model trained with --classes?")
+        raise data.Error(f"{a} holds no labels: was its model trained with --classes?")
     if theirs == [str(k) for k in range(len(theirs))] and len(theirs) <= len(names):
         return images, labels  # classes without names
     other = [name for name in theirs if name not in names]
-    raise data.Error(f"{args.a}: {args.b} has no class {' or '.join(other)}; it has {', '.join(names)}")
+    raise data.Error(f"{a}: {b} has no class {' or '.join(other)}; it has {', '.join(names)}")
 
 
 def cas(args):
@@ -215,11 +215,11 @@ def cas(args):
     their classes?) and B's test part. The test part is also named by those that learned A alone, which is the
     classification accuracy score (Ravuri & Vinyals, 2019), and by those that learned as many images of B."""
     samples = data.load(args.a, args.root, "all", 0)
-    images, labels, names = real(args, "train", samples[0])
-    test = real(args, "test", samples[0])[:2]
+    images, labels, names = real(args.a, args.b, args.root, "train", samples[0])
+    test = real(args.a, args.b, args.root, "test", samples[0])[:2]
     if (most := int(test[1].max())) >= len(names):
         raise data.Error(f"{args.b}: its test part has a class {most}, its train part {len(names)} classes")
-    samples = labelled(args, names, *samples)
+    samples = labelled(args.a, args.b, names, *samples)
     n = len(samples[0])
 
     def as_many(seed):
@@ -242,9 +242,9 @@ def main(argv=None):
         result = {"floors": floors, "neighbours": neighbours}[args.what](args, net)
         result |= {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
     text = json.dumps(result | {"what": args.what, "a": args.a, "b": args.b}, indent=1, ensure_ascii=False)
+    print(text)  # first: it took long, and a folder may be full
     with data.atomic(args.out / f"{args.what}.json") as file:
         file.write(text.encode(errors="backslashreplace"))  # a class may be named by a file that is not UTF-8
-    print(text)
 
 
 if __name__ == "__main__":
