@@ -364,6 +364,8 @@ def named(args):
     for source in (args.data, *args.sets):
         real = source == args.data
         x, y, theirs = data.load(source, args.root, args.part if real else "all")
+        if x.shape[1:] != images.shape[1:]:
+            raise data.Error(f"{source} holds images {[*x.shape[1:]]}, {args.data} {[*images.shape[1:]]}")
         sets["real cells" if real else source] = x[y == find_type(theirs, names[kind])]
     shares = defaultdict(list)
     for seed in args.seeds:
