@@ -192,7 +192,6 @@ def rows(args):
             if (there != kind).all():
                 raise data.Error(f"{args.data} has no {names[kind]} in its {part} part to classify", 1)
         about |= {"type": names[kind], "left": args.left, "choice": args.choice}
-    if kind is not None:
         fake, fake_labels = fake[fake_labels == kind], fake_labels[fake_labels == kind]
 
     settings = [dict(zip(SETTING, values, strict=True)) for values in
@@ -212,7 +211,8 @@ def rows(args):
             raise data.Error(f"--before {args.before} holds images {[*before.shape[1:]]}, "
                              f"{args.data} {[*images.shape[1:]]}")
         before, its_labels = trust.labelled(args.before, args.data, names, before, its_labels, theirs)
-    real, kept_before = sha(images, labels, *held_out), 0
+    real = sha(images, labels, *held_out)
+    kept_before = 0
 
     for seed in args.seeds:
         first = None  # a classifier that has learned --before
@@ -220,9 +220,9 @@ def rows(args):
             repeats, count = setting["repeats"], setting["samples"]
             row = about | {"generator": args.generator if count else "", "before": args.before,
                            "steps": args.steps, **setting, "part": args.part, "seed": seed}
-            of = [real, sha(fake[:count], fake_labels[:count])] if count else [real]
+            learned = [real, sha(fake[:count], fake_labels[:count])] if count else [real]
             if there := matching(read_rows(args.rows), row):
-                if there[0].get("of", of) != of:
+                if there[0].get("of", learned) != learned:
                     raise data.Error(f"{args.rows} has results of other cells or samples under these names; "
                                      "name another --rows")
                 kept_before += 1
@@ -249,7 +249,7 @@ def rows(args):
                 row["by_frequency"] = round(float(np.mean(trust.accuracy(adjusted, held_out[1]))), 5)
             if args.type and args.part == "test":
                 row |= tuned(kind, (trust.classify(net, val[0]), val[1]), (found, held_out[1]))
-            row["of"] = of
+            row["of"] = learned  # not under FIELDS: rows of an earlier version lack it
             lines = [json.dumps(one) for one in (*read_rows(args.rows), row)]  # another process may add some
             with data.atomic(args.rows) as file:
                 file.write(("[" + ",\n".join(lines) + "]\n").encode())
