@@ -392,7 +392,7 @@ def atomic(path):
         if isinstance(error, RuntimeError):  # torch.save hides a full disk and Ctrl-C behind one of its own
             error = error.__context__ or error
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise error from None
     finally:
         tmp.unlink(missing_ok=True)

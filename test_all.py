@@ -601,6 +601,13 @@ def test_what_stops_a_write_is_not_hidden(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_of_a_write_names_the_file_that_was_asked_for(tmp_path):
+    path, denied = tmp_path / "log.csv", PermissionError(13, "Permission denied", "log.csv.123.tmp")
+    with mock.patch("builtins.open", side_effect=denied), raises(OSError) as caught, data.atomic(path):
+        pass
+    assert caught.value.filename == str(path)
+
+
 def test_a_viewer_that_holds_a_file_stops_checkpoints_alone(tmp_path, monkeypatch, capsys):
     """As on Windows: os.replace fails for as long as another program has the file open."""
     held, real, naps = [3], os.replace, []
@@ -2580,6 +2587,7 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
     for flags, said in (("rows --left 7", "--left 7 needs --type"),
                         ("table --rows nowhere.json", "no results"),
                         (f"prepare --data {real} --type 1 --left 7 --out {real}", "--out .*a new .npz"),
+                        (f"picture --data {real} --sets {real} --out {real}", "--out .*a new .png"),
                         (f"move --data {real} --left 500 --out x.npz", "--left 500: the test part of ")):
         with raises(data.Error, match=said):
             scarce.main(words(flags))

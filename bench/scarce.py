@@ -83,10 +83,11 @@ def get_args(argv=None):
         p.error(f"{args.what} needs {', '.join(missing)}")
     if args.what == "rows" and args.left is not None and not args.type:
         p.error(f"--left {args.left} needs --type")
-    if args.what in ("prepare", "move"):
+    kind = {"prepare": ".npz", "move": ".npz", "copies": ".json", "named": ".json", "picture": ".png"}
+    if args.what in kind:
         real, out = Path(args.data).resolve(), args.out.resolve()
-        if out.suffix != ".npz" or out == real or real.is_dir() and out.is_relative_to(real):
-            p.error(f"--out {args.out}: it can be a new .npz, outside --data")
+        if out.suffix != kind[args.what] or out == real or real.is_dir() and out.is_relative_to(real):
+            p.error(f"--out {args.out}: it can be a new {kind[args.what]}, outside --data")
     return args
 
 
