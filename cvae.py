@@ -54,7 +54,8 @@ def get_args(argv=None):
     add("--epochs", type=data.number(int, 1, 10**6), default=100, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam")
-    add("--seed", type=data.number(int, 0, 2**31), default=0, help="seed of the training, or of --sample")
+    add("--seed", type=data.number(int, 0, 2**31), default=0,
+        help="seed of the training, or of --sample; --fid-runs takes 100, 200, ..")
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
@@ -291,7 +292,7 @@ def train(args):
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
             fit_prior(model, images, labels)                 # it is not learned by gradients
             save_model(args, model, about, len(rows), prior=args.prior)
-            save_checkpoint(args, state, rows, about)        # last: if killed before it, epochs are repeated
+            save_checkpoint(args, state, rows, about)        # last: killed between, --resume makes both anew
             saved = time.monotonic()
 
 

@@ -54,21 +54,23 @@ def get_args(argv=None):
         help="normalisation of the discriminator's weights or features (paper: batch)")
     add = p.add_argument_group("training").add_argument
     add("--loss", choices=("relativistic", "standard"), default="relativistic",
-        help="whether the discriminator judges pairs or single images (paper: standard)")
+        help="relativistic: the score of a real image against that of a generated one; standard: each alone "
+        "(paper)")
     add("--epochs", type=data.number(int, 1, 10**6), default=240, help="passes over the data (paper: 40)")
     add("--batch-size", type=data.number(int, 2, 10**5), default=64, help="images per step (paper: 128)")
     add("--lr", type=data.number(float, 0), default=2e-4, help="the generator's learning rate (paper: 1e-3)")
     add("--d-lr", type=data.number(float, 0), default=4e-4,
         help="the discriminator's learning rate (paper: 1e-3)")
     add("--label-smoothing", type=data.number(float, 0, 0.5), default=0.0, metavar="S",
-        help="the discriminator's targets are 1 - S and S (paper: 0.1)")
+        help="the discriminator's target is 1 - S for real images, S for generated ones (paper: 0.1)")
     add("--g-steps", type=data.number(int, 1, 100), default=1,
         help="generator updates per discriminator update (paper: 3)")
     add("--diffaugment", action=argparse.BooleanOptionalAction, default=True,
         help="move, cut and recolour all images that the discriminator sees (paper: --no-diffaugment)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
-    add("--seed", type=data.number(int, 0, 2**31), default=0, help="seed of the training, or of --sample")
+    add("--seed", type=data.number(int, 0, 2**31), default=0,
+        help="seed of the training, or of --sample; --fid-runs takes 100, 200, ..")
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
@@ -145,7 +147,7 @@ class Discriminator(nn.Module):
         super().__init__()
         data.choose("norm", norm, NORMS)
         spectral = norm == "spectral"
-        self.scale = 32 if spectral else 1                   # found by trial
+        self.scale = 32 if spectral else 1                   # 32: found by trial
         widths, layers = [width // k for k in (8, 4, 2, 1)], []
         for k, (a, b) in enumerate(zip((shape[0], *widths), widths, strict=False)):
             if spectral and k == 0:
@@ -186,19 +188,22 @@ Model = Generator  # its name in the bookkeeping
 def discriminator_loss(real_logits, fake_logits, relativistic=False, smoothing=0.0):
     """Standard: -log D(x) - log(1 - D(G(z))), D = sigmoid(logit), Goodfellow et al. 2014. Relativistic: for
     pairs of a real and a generated image -log sigmoid(logit(x) - logit(G(z))), Jolicoeur-Martineau 2019.
-    smoothing: the targets are 1 - smoothing and smoothing, not 1 and 0."""
+    smoothing: the target is 1 - smoothing, not 1, for real images and pairs; smoothing, not 0, for generated
+    images."""
     if relativistic:
-        return cross_entropy(real_logits - fake_logits, 1 - smoothing)
-    return cross_entropy(real_logits, 1 - smoothing) + cross_entropy(fake_logits, smoothing)
+        return bce(real_logits - fake_logits, 1 - smoothing)
+    return bce(real_logits, 1 - smoothing) + bce(fake_logits, smoothing)
 
 
-def cross_entropy(logits, target):
+def bce(logits, target):
+    """Binary cross-entropy of sigmoid(logits) with one target for all."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
 def generator_loss(fake_logits, real_logits=0):
     """Standard: -log D(G(z)), whose gradient does not vanish while the discriminator wins, Goodfellow et al.
-    2014 sec. 3. Relativistic, with the logits of real images: -log sigmoid(logit(G(z)) - logit(x))."""
+    2014 sec. 3; real_logits is 0. Relativistic, with the logits of real images: -log sigmoid(logit(G(z)) -
+    logit(x))."""
     return F.softplus(real_logits - fake_logits).mean()      # softplus(-u) = -log sigmoid(u)
 
 
@@ -214,7 +219,7 @@ def diffaugment(x):
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * (colour[2] + 0.5) + mean                # contrast
     rows, columns = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
-    # + 0.5: after rounding each shift is as likely
+    # + 0.5: after rounding all shifts are equally likely
     dy, dx = ((2 * v - 1) * (n // 8 + 0.5) for v, n in zip(move, (h, w), strict=True))
     i = (rows + dy.round().long()).expand(b, 1, h, w)        # row and column where a pixel comes from
     j = (columns + dx.round().long()).expand(b, 1, h, w)
@@ -297,7 +302,8 @@ def train(args):
             d_optimizer.step()
 
             # ---- (2) the generator learns to raise the score of its images: maximise log D(G(z)), or the
-            # pair's form, with the logits of the real images from (1), which saves a pass ----
+            # pair's form. Its logits of the real images are those of (1), before the discriminator's step:
+            # this saves a pass ----
             real_logits = real_logits.detach() if relativistic else 0
             for k in range(args.g_steps):
                 with data.autocast(args.device, args.dtype):
@@ -314,7 +320,7 @@ def train(args):
         log(args, rows, losses, len(images), time.time() - began)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
             save_model(args, ema, about, len(rows))
-            save_checkpoint(args, state, rows, about)        # last: if killed before it, epochs are repeated
+            save_checkpoint(args, state, rows, about)        # last: killed between, --resume makes both anew
             saved = time.monotonic()
 
 

@@ -68,7 +68,8 @@ def get_args(argv=None):
         "the embedding of the labels then learns at 10 times --lr")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
-    add("--seed", type=data.number(int, 0, 2**31), default=0, help="seed of the training, or of --sample")
+    add("--seed", type=data.number(int, 0, 2**31), default=0,
+        help="seed of the training, or of --sample; --fid-runs takes 100, 200, ..")
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
@@ -460,7 +461,7 @@ def train(args):
         log(args, rows, losses, len(images), time.time() - began, val_loss)
         if len(rows) == args.epochs or time.monotonic() - saved > data.SAVE_EVERY:
             save_model(args, ema, about, len(rows), steps=min(20, args.timesteps))  # a quick look
-            save_checkpoint(args, state, rows, about)     # last: if killed before it, epochs are repeated
+            save_checkpoint(args, state, rows, about)     # last: killed between, --resume makes both anew
             saved = time.monotonic()
     if world > 1:
         dist.destroy_process_group()
