@@ -340,7 +340,7 @@ def read_args(p, argv):
 def training_args(args, given):
     """A new run, in a folder that holds nothing yet; or with --resume the settings of the run in --out."""
     if not args.resume:
-        files = ("ckpt.pt", "model.pt", "samples.npz", "samples", "fid.json")
+        files = ("ckpt.pt", "model.pt", "log.csv", "samples.npz", "samples", "samples.png", "fid.json")
         there = [name for name in files if (args.out / name).exists()]
         if there and not args.overwrite:
             resume = "--resume continues it, " if there[0] == "ckpt.pt" else ""
@@ -368,9 +368,10 @@ def sampling_args(args, given):
         args.out = Path("out") / f"{NAME}-pretrained" if args.ckpt == "pretrained" else Path(args.ckpt).parent
     elif (model.exists() or ckpt.exists()) and Path(args.ckpt).resolve() != model.resolve():
         raise data.Error(f"{args.out} holds another run than --ckpt {args.ckpt}: name another --out")
-    there = (args.out / "samples.npz").exists() or (args.out / "samples").exists()
-    if args.sample and there and not args.overwrite:
-        raise data.Error(f"{args.out} holds samples: --overwrite replaces them; see --out")
+    files = ["samples.npz", "samples"] * bool(args.sample) + ["fid.json"] * bool(args.fid_runs)
+    there = [name for name in files if (args.out / name).exists()]
+    if there and not args.overwrite:
+        raise data.Error(f"{args.out} holds {there[0]}: --overwrite replaces it; see --out")
     if args.sample:
         data.check_samples(args.out)
     trained = load(args.ckpt, "cpu").trained
@@ -404,6 +405,8 @@ def begin(args, state, about):
         for k, part in state.items():
             load_state(part, ckpt[k], args.out / "ckpt.pt")
         rows = ckpt["rows"]
+        if rows and not rows[0].keys() >= {*LOSSES}:
+            raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py", 1)
     steps = data.n_batches(n, args.batch_size)
     print(f"{args.data}, {args.split}: {n:,} images of {about['shape']}; {len(about['classes'])} classes:",
           ", ".join(f"{name} {count}" for name, count in about["classes"].items()))
@@ -423,7 +426,7 @@ def log(args, rows, losses, n, seconds, val_loss=None):
     LOSSES names. Raises Error where they are not finite."""
     means = torch.stack(losses).float().mean(0).tolist()
     row = {"epoch": len(rows) + 1} | dict(zip(LOSSES, means, strict=True))
-    if not all(map(math.isfinite, means)):
+    if not all(map(math.isfinite, (*means, val_loss or 0))):
         raise data.Error(f"not finite: {row}; try a lower --lr", 1)
     if rows and "val_loss" in rows[0] and val_loss is None:  # since --resume there is no val part any more
         val_loss = math.nan
@@ -508,8 +511,12 @@ def main(argv=None):
         print(f"{args.sample} samples in {args.out}/samples.npz and samples.png, after {seconds:.3g} s")
     if args.fid_runs:
         real, _, _ = data.load(args.data, args.root, args.split, args.size)
-        known = args.data == trained["data"] and trained["split"] in (args.split, "all")
-        print(f"against {args.data}, {args.split}{', which it was trained on' if known else ''}")
+        known = ""
+        if args.data == trained["data"] and trained["split"] in (args.split, "all"):
+            known = ", which it was trained on"
+        elif args.data == trained["data"] and args.split == "all":
+            known = f", whose {trained['split']} part it was trained on"
+        print(f"against {args.data}, {args.split}{known}")
         one = sample(model, 1, **sampler)  # flags and images that do not fit fail here
         if one.shape[1:] != real.shape[1:]:
             raise data.Error(f"samples are {[*one.shape[1:]]}, the real images {[*real.shape[1:]]}")

@@ -140,7 +140,7 @@ def locate(source, root=None, size=28):
 
 def load_folder(folder, split, size):
     """load() of <class>/, of <split>/<class>/, or of pictures alone. Without splits, a hash of each picture's
-    name makes them: a tenth is val, a fifth is test."""
+    name and folder makes them: a tenth is val, a fifth is test."""
     below = subfolders(folder)
     for place in (folder, *(folder / name for name in below)):
         if any((place / name).exists() for name in ("ckpt.pt", "model.pt", "samples.npz")):
@@ -163,12 +163,11 @@ def load_folder(folder, split, size):
     for name in names if None in parts.values() else ():
         if deep := [sub for sub in subfolders(folder / name) if sub.lower() in SPELLINGS]:
             raise Error(f"{folder / name} holds {deep[0]}: splits go above the classes, {deep[0]}/{name}")
-    above = "" if names else folder.resolve().name  # cells/neutrophil has the parts that cells has
     for part, of in parts.items():
         for path, k in list_files(part, names or ["."]):
             if not is_picture(path):
                 others[Path(path).suffix.lower() or "without an ending"] += 1
-            elif split in ("all", of or part_of(above / Path(path).relative_to(folder))):
+            elif split in ("all", of or part_of(path)):
                 files.append((Path(path), k))
     if others:
         print(f"{folder}: not read: {', '.join(f'{n} {end}' for end, n in others.items())}", file=sys.stderr)
@@ -219,8 +218,10 @@ def list_files(folder, names):
 
 
 def part_of(path):
-    """The split of a picture, by a hash of its class and name: other pictures may come and go."""
-    n = int.from_bytes(hashlib.sha256(os.fsencode(path.as_posix())).digest()[:4], "big") % 10
+    """The split of a picture, by a hash of the last folder and its name: other pictures may come and go, and
+    cells/neutrophil alone has the parts that it has in cells."""
+    name = "/".join(Path(os.path.abspath(path)).parts[-2:])
+    n = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4], "big") % 10
     return "val" if n == 0 else "test" if n < 3 else "train"
 
 
@@ -243,9 +244,9 @@ def read_pictures(folder, files, size):
     if bad:
         more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
         raise Error(f"{len(bad)} of {len(files)} pictures cannot be used: {'; '.join(bad[:10])}{more}", 1)
-    if peaks and max(peaks) < 4096:
+    if peaks and max(peaks) < 2 ** 14:
         raise Error(f"{folder}: no value of its 16-bit pictures is above {max(peaks)} of 65535, they would "
-                    "be nearly black; multiply 12-bit values by 16, or save with 8 bits", 1)
+                    "be too dark; multiply 12-bit values by 16, 14-bit ones by 4, or save with 8 bits", 1)
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
         two = " and ".join(f"{w} x {h}" for w, h in sizes[:2])
@@ -319,8 +320,8 @@ def batches(images, labels, batch_size, augment=False, balance=0.0):
     n ** (1 - balance), so that at 1 all classes are as frequent."""
     n, device = len(images), images.device
     if balance:
-        weights = labels.bincount().double().pow(-balance)[labels]
-        order = weights.cpu().multinomial(n, replacement=True).to(device)
+        of = labels.cpu()
+        order = of.bincount().double().pow(-balance)[of].multinomial(n, replacement=True).to(device)
     else:
         order = torch.randperm(n).to(device)
     turns = (torch.rand(3, n, 1, 1, 1) < 0.5).to(device)
@@ -373,11 +374,17 @@ def find_class(classes, label):
 
 # ---- files out, and checkpoints in ----
 
+def processes():
+    """(rank, number) of torchrun's processes, of which the first alone writes; (0, 1) where there is one."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+
+
 @contextlib.contextmanager
 def atomic(path):
     """A binary file to write, which takes the name `path` only when it is whole and on the disk."""
-    if torch.distributed.is_initialized() and torch.distributed.get_rank():
-        yield io.BytesIO()  # of torchrun's processes the first alone writes
+    if processes()[0]:
+        yield io.BytesIO()
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -418,6 +425,8 @@ def check_samples(folder):
 
 def remove(path):
     """A file or a folder, if it is there."""
+    if processes()[0]:
+        return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -491,10 +500,10 @@ def save_samples(folder, images, labels=None, names=(), png=False):
     pixels, extra = images.permute(0, 2, 3, 1).numpy(), {}
     if labels is not None:
         extra = {"labels": labels[:, None].numpy(), "class_names": np.array(names)}
-    new, old = folder / "samples.tmp", folder / "samples"
+    new, old, places = folder / "samples.tmp", folder / "samples", folder_names(names)
     remove(new)  # of a call that was killed
     for i, x in enumerate(pixels if png else ()):
-        kind = "." if labels is None else re.sub(r"[^\w +.-]", "-", names[labels[i]]).strip(" .") or "class"
+        kind = "." if labels is None else places[labels[i]]
         (new / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x.squeeze()).save(new / kind / f"{i:06}.png")
     remove(old)  # first: no kill leaves pictures of one call beside the arrays of another
@@ -503,6 +512,13 @@ def save_samples(folder, images, labels=None, names=(), png=False):
     save_grid(folder / "samples.png", sample_rows(images, labels, names))
     if png:
         os.replace(new, old)
+
+
+def folder_names(names):
+    """Of classes: without what a file system may refuse. Two that would be the same get their numbers."""
+    plain = [re.sub(r"[^\w +.-]", "-", name).strip(" .") or "class" for name in names]
+    times = Counter(name.casefold() for name in plain)
+    return [name if times[name.casefold()] == 1 else f"{name} {k}" for k, name in enumerate(plain)]
 
 
 # ---- what the command lines share ----

@@ -330,7 +330,7 @@ def machine(device):
     name = f"{device} ({torch.get_num_threads()} threads)"
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
-    n = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    _, n = data.processes()
     return f"{n} x {name}" if n > 1 else name
 
 

@@ -347,6 +347,17 @@ def test_the_split_of_a_picture_hangs_on_its_own_name(tmp_path):
             [v for v in part[name] if v in left] for part in parts.values()]
 
 
+def test_the_split_of_a_picture_is_the_same_from_the_set_and_from_its_class(tmp_path):
+    for k, patient in enumerate(("p1", "p2")):
+        save_pictures(tmp_path / "cells" / "a" / patient, map(grey, range(100 * k, 100 * k + 60)))
+    save_pictures(tmp_path / "elsewhere", map(grey, range(60)))
+    (tmp_path / "cells" / "b").symlink_to(tmp_path / "elsewhere")
+    for split in data.SPLITS:
+        whole = greys(tmp_path / "cells", split=split)
+        assert sorted(sum(greys(tmp_path / "cells" / "a", split=split).values(), [])) == whole["a"]
+        assert [*greys(tmp_path / "cells" / "b", split=split).values()] == [whole["b"]]
+
+
 @pytest.mark.parametrize("train, test", [("train", "test"), ("Training", "Testing"), ("TRAIN", "Validation")])
 def test_subfolders_that_name_splits_are_splits(tmp_path, train, test):
     save_pictures(tmp_path / train / "a", [grey(1), grey(2)])
@@ -433,12 +444,12 @@ def test_pictures_of_every_kind_are_read_right_or_refused(tmp_path):
         data.load(str(tmp_path))
 
 
-def test_12_bits_in_16_are_refused_since_they_would_be_nearly_black(tmp_path):
+def test_12_or_14_bits_in_16_are_refused_since_they_would_be_too_dark(tmp_path):
     deep = np.random.default_rng(0).integers(3000, 4096, (3, 28, 28)).astype(np.uint16)
     save_pictures(tmp_path / "a", deep)
     with raises(data.Error, match="16-bit.* 40.. of 65535.*multiply"):
         data.load(str(tmp_path))
-    Image.fromarray(np.full((28, 28), 5000, np.uint16)).save(tmp_path / "a" / "x.png")  # one that has more
+    Image.fromarray(np.full((28, 28), 20000, np.uint16)).save(tmp_path / "a" / "x.png")  # one that has more
     assert len(data.load(str(tmp_path))[0]) == 4
 
 
@@ -668,8 +679,23 @@ def test_samples_and_their_grid(tmp_path):
         assert grid.size == (8 * 203, 203)
 
 
+def test_classes_whose_folders_would_have_one_name_stay_apart_and_are_known_again(tmp_path):
+    names, labels = ["T (CD4)", "T [CD4]", "Cell", "cell", "b/c"], torch.arange(5)
+    data.save_samples(tmp_path, bits(5, 3, 28, 28), labels, names, png=True)
+    images, found, theirs = data.load(tmp_path / "samples")
+    assert len({name.casefold() for name in theirs}) == 5
+    assert pixels(trust.labelled("a", "b", names, images, found, theirs)[0]) == pixels(images)
+    order = trust.labelled("a", "b", names, images, found, theirs)[1]
+    assert pixels(images[order.argsort()]) == pixels(bits(5, 3, 28, 28))
+
+
 def test_a_run_replaces_nothing_that_is_not_its_own(tmp_path, small, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("notes").mkdir()
+    for name in ("log.csv", "samples.png"):
+        (tmp_path / "notes" / name).write_text("mine")
+        refused(f"notes holds {name}: --overwrite", cvae, f"--data {small} --out notes")
+        (tmp_path / "notes" / name).unlink()
     save_pictures(tmp_path / "lab" / "samples" / "a", bits(9, 28, 28, 3))
     run = f"--epochs 1 {SMALL[cvae]} --overwrite"
     assert cvae.get_args(words("--ckpt pretrained --fid-runs 1 --out lab")).fid_runs  # nothing is replaced
@@ -1332,6 +1358,18 @@ def test_a_val_part_may_come_and_go_during_a_run(tmp_path):
     assert np.isfinite(rows[0]).all() and np.isnan(rows[1][names.index("val_loss")]) and len(rows) == 2
 
 
+def test_a_guide_that_is_not_finite_ends_the_run_too(tmp_path, small):
+    loss = ddpm.Diffusion.loss
+
+    def spoilt(self, network, *rest):
+        tiny = isinstance(network, ddpm.UNet) and network.stem.weight.shape[0] == 16
+        return loss(self, network, *rest) * (np.nan if tiny else 1)
+
+    run = f"--data {small} --split val --epochs 1 --unet small --batch-size 4 --timesteps 6 --out {tmp_path}"
+    with mock.patch.object(ddpm.Diffusion, "loss", spoilt):
+        refused("not finite: .*guide_loss': nan", ddpm, run, code=1)
+
+
 @each_script
 def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
     run = f"--data {small} --out {tmp_path} {SMALL[script]} --lr 1e+30 --batch-size 16 --epochs 9"
@@ -1399,7 +1437,8 @@ def test_what_the_fid_after_a_training_needs_is_checked_before_it(tmp_path, smal
     assert "--fid-samples 8" in capsys.readouterr().out
     big = fake_set(tmp_path / "big.npz", n=(9, 8, 2), size=32)
     measure += f" --data {big} --weights {stem_file} --ckpt {tmp_path / 'a' / 'model.pt'}"
-    refused(r"3, 28, 28\].*3, 32, 32\]", cvae, measure)
+    refused("holds fid.json: --overwrite replaces it", cvae, measure)
+    refused(r"3, 28, 28\].*3, 32, 32\]", cvae, f"{measure} --overwrite")
 
 
 @each_script
@@ -1577,7 +1616,10 @@ def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the
     common += "--optimizer muon --dtype fp32 --fid-runs 1 --fid-samples 20 --dims 64 "
     common += f"--weights {stem_file} --out"
     call(ddpm, common, tmp_path / "one")
-    process = torchrun(common, tmp_path / "two")
+    save_pictures(tmp_path / "two" / "samples" / "a", [grey(0)] * 300)  # which only one of them removes
+    for file in (tmp_path / "two" / "samples" / "a").iterdir():
+        file.rename(file.with_stem(f"000{file.stem}"))
+    process = torchrun(common, tmp_path / "two", "--overwrite")
     out, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert out.count("epoch 2 ") == out.count("drawn: fid") == 1  # one process speaks
@@ -2623,12 +2665,23 @@ def test_without_a_type_nothing_is_left_out_and_a_rival_learns_first(tmp_path, t
     first, plain, more = taught
     assert pixels(first[0]) == pixels(data.load(real, split="train")[0]) and first[5] is None
     assert [len(call[0]) for call in (plain, more)] == [17, 37] and plain[5] == more[5] == 60
-    assert plain[1].bincount().tolist() == [4 + 4, 4 + 1, 4]  # five repeats, in the order of the types
-    assert more[1].bincount().tolist() == [8 + 10, 5 + 10, 4]
+    assert plain[1].bincount().tolist() == [4 + 2, 4 + 2, 4 + 1]  # five repeats, of each type in turn
+    assert more[1].bincount().tolist() == [6 + 10, 6 + 10, 5]
     rows = json.loads(kept.read_text())
     assert {k: rows[1][k] for k in ("data", "type", "left", "choice", "before")} == {
         "data": "mild-4", "type": None, "left": None, "choice": 1, "before": str(real)}
     assert rows[0]["accuracy"] == rows[0]["mean"]
+    data.save_samples(tmp_path / "run", *data.load(tmp_path / "samples.npz"), png=True)  # read class by class
+    scarce.main(words(f"rows --data {few} --counts 6 --seeds 3 --rows {tmp_path / 'other.json'}"
+                      f" --samples {tmp_path / 'run' / 'samples'} --generator ddpm"))
+    assert taught[-1][1].bincount().tolist() == [4 + 3, 4 + 3, 4]
+    parts = {part: data.load(real, split=part)[:2] for part in data.SPLITS}
+    scarce.save(real, ["red", "green", "blue"], {part: (255 - x, y) for part, (x, y) in parts.items()})
+    with raises(data.Error, match="results of other cells or samples"):  # what was learned first
+        scarce.main(words(f"rows --data {few} --repeats 5 --seeds 3 --rows {kept} --before {real}"))
+    scarce.main(words(f"move --data {real} --left 4 --choice 1 --out {few}"))
+    with raises(data.Error, match="results of other cells or samples"):  # no table shall compare the two
+        scarce.main(words(f"rows --data {few} --counts 0 --repeats 7 --seeds 3 --rows {kept}"))
 
 
 def test_moved_cells_are_the_test_parts_and_moved_as_it_says(tmp_path):
@@ -2733,6 +2786,13 @@ def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
         result = json.loads(out.read_text())
         assert next(v for k, v in result.items() if k.startswith("share")) == approx(share, abs=0.1)
         assert result["samples"] == result["left"] == 15
+    for part, k in n.items():  # a folder of larger pictures is read in the size of the samples
+        save_pictures(tmp_path / "cells" / part / "a", bits(k, 32, 32, 3, seed=k))
+    x = data.load(tmp_path / "cells", split="train", size=32)[0]
+    data.save_samples(tmp_path / "run", x[few], torch.zeros(15, dtype=int), ["a"])
+    scarce.main(words(f"copies --data {tmp_path / 'cells'} --type a --left 15 --choice 3 --out {out}"
+                      f" --samples {tmp_path / 'run' / 'samples.npz'} --dims 64 --weights {stem_file}"))
+    assert next(v for k, v in json.loads(out.read_text()).items() if k.startswith("share")) == 1
 
 
 def test_samples_that_are_of_another_type_are_found(tmp_path):

@@ -22,6 +22,7 @@ import data
 import dcgan
 import ddpm
 import fid
+from bench import trust
 
 SCRIPTS = (cvae, dcgan, ddpm)
 TITLES = {script.NAME: script.NAME.upper() for script in SCRIPTS}
@@ -127,16 +128,20 @@ def pictures(out, source, root):
     """cells.png: 32 real cells and 32 of each model. types.png: a line for each class, of five real cells and
     five of each model. denoising.png: the image that the DDPM expects, after ever more of its steps."""
     models = {s: s.load(out / s.NAME / "model.pt") for s in SCRIPTS if (out / s.NAME / "model.pt").is_file()}
-    images, labels, _ = data.load(source, root)
+    images, labels, names = data.load(source, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], labels[order]
     cells = {"real": images[:32]} | {TITLES[s.NAME]: draw(s, model, 32) for s, model in models.items()}
     data.save_grid(out / "cells.png", cells, across=16)
     typed = {s: model for s, model in models.items() if model.classes}
     if typed:
-        rows = {}
-        for k, name in enumerate(next(iter(typed.values())).classes):
-            samples = [draw(s, model, 5, k) for s, model in typed.items()]
+        classes, rows = [[*model.classes] for model in typed.values()], {}
+        if any(set(one) != set(classes[0]) for one in classes):
+            raise data.Error(f"the models in {out} have learned different classes", 1)
+        _, labels = trust.labelled(source, out, classes[0], images, labels, names)
+        for k, name in enumerate(classes[0]):
+            samples = [draw(s, model, 5, one.index(name))
+                       for (s, model), one in zip(typed.items(), classes, strict=True)]
             rows[name] = torch.cat([images[labels == k][:5], *samples])
         data.save_grid(out / "types.png", rows, across=5 * (1 + len(typed)))
     if ddpm in models:

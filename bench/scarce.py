@@ -178,6 +178,9 @@ def rows(args):
         samples = data.load(args.samples, size=0)
         images, labels, names, held_out, val = real_parts(args, samples[0])
         fake, fake_labels = trust.labelled(args.samples, args.data, names, *samples)
+        if Path(args.samples).is_dir():  # which is read class by class
+            order = in_turn(fake_labels)
+            fake, fake_labels = fake[order], fake_labels[order]
     else:
         images, labels, names, held_out, val = real_parts(args)
         fake, fake_labels = images[:0], labels[:0]
@@ -212,8 +215,11 @@ def rows(args):
             raise data.Error(f"--before {args.before} holds images {[*before.shape[1:]]}, "
                              f"{args.data} {[*images.shape[1:]]}")
         before, its_labels = trust.labelled(args.before, args.data, names, before, its_labels, theirs)
-    real = sha(images, labels, *held_out)
-    kept_before = 0
+    real, kept_before = sha(images, labels, *held_out), 0
+    alike = matching(read_rows(args.rows), about | {"part": args.part})
+    others = f"{args.rows} has results of other cells or samples under these names; name another --rows"
+    if any(row.get("of", [real])[0] != real for row in alike):
+        raise data.Error(others)
 
     for seed in args.seeds:
         first = None  # a classifier that has learned --before
@@ -221,16 +227,18 @@ def rows(args):
             repeats, count = setting["repeats"], setting["samples"]
             row = about | {"generator": args.generator if count else "", "before": args.before,
                            "steps": args.steps, **setting, "part": args.part, "seed": seed}
-            learned = [real, sha(fake[:count], fake_labels[:count])] if count else [real]
+            learned = [real] + [sha(fake[:count], fake_labels[:count])] * bool(count)
+            if args.before:
+                learned.append(sha(before, its_labels))
             if there := matching(read_rows(args.rows), row):
                 if there[0].get("of", learned) != learned:
-                    raise data.Error(f"{args.rows} has results of other cells or samples under these names; "
-                                     "name another --rows")
+                    raise data.Error(others)
                 kept_before += 1
                 continue
             if args.before and not first:
                 first = trust.classifier(before, its_labels, len(names), STEPS, seed, args.device)
-            again = few[torch.arange(repeats) % max(1, len(few))]
+            whole, rest = divmod(repeats, max(1, len(few)))
+            again = torch.cat([few.repeat(whole), few[in_turn(labels[few])[:rest]]])
             x = torch.cat([images[kept], images[again], fake[:count]])
             y = torch.cat([labels[kept], labels[again], fake_labels[:count]])
             weight = (1 / y.bincount(minlength=len(names))).to(args.device) if setting["weighted"] else None
@@ -271,6 +279,14 @@ def real_parts(args, samples=None):
     if args.type and (less := set(parts[args.part][1].tolist()) - set(parts["val"][1].tolist())):
         raise data.Error(f"{args.data}: its val part has no {parts['train'][2][min(less)]}", 1)
     return (*parts["train"], parts[args.part][:2], parts.get("val", parts["train"])[:2])
+
+
+def in_turn(labels):
+    """Indices of labels (N,), one of each class in turn: any first n of them are a fair share of each."""
+    rank = torch.zeros_like(labels)
+    for k in labels.unique():
+        rank[labels == k] = torch.arange((labels == k).sum())
+    return rank.argsort(stable=True)
 
 
 def sha(*tensors):
@@ -335,13 +351,16 @@ def chosen(rows, about):
 def copies(args):
     """How many samples are closer to a cell left, however turned, than the closest 1 % of the type's other
     cells are?"""
-    images, labels, names = data.load(args.data, args.root, "train")
+    samples = data.load(args.samples, size=0)
+    (images, labels, names), *parts = (trust.real(args.samples, args.data, args.root, part, samples[0])
+                                       for part in data.SPLITS)
     kind = find_type(names, args.type)
     few, others = split(labels, kind, args.left, args.choice)
-    parts = [data.load(args.data, args.root, part)[:2] for part in ("val", "test")]
-    unseen = torch.cat([images[others], *[x[y == kind] for x, y in parts]])
-    samples, of, theirs = data.load(args.samples)
-    samples = samples[of == find_type(theirs, names[kind])]
+    unseen = torch.cat([images[others], *[x[y == kind] for x, y, _ in parts]])
+    samples, of = trust.labelled(args.samples, args.data, names, *samples)
+    samples = samples[of == kind]
+    if not len(samples):
+        raise data.Error(f"{args.samples} has no {names[kind]}")
     net = fid.network(args.dims, args.weights, args.device)
     seen = trust.turns(images[few])  # as --augment shows them
     sets = (torch.from_numpy(fid.features(x, net)) for x in (samples, seen, unseen))
@@ -367,7 +386,8 @@ def named(args):
         x, y, theirs = data.load(source, args.root, args.part if real else "all")
         if x.shape[1:] != images.shape[1:]:
             raise data.Error(f"{source} holds images {[*x.shape[1:]]}, {args.data} {[*images.shape[1:]]}")
-        sets["real cells" if real else source] = x[y == find_type(theirs, names[kind])]
+        x, y = trust.labelled(source, args.data, names, x, y, theirs)
+        sets["real cells" if real else source] = x[y == kind]
     shares = defaultdict(list)
     for seed in args.seeds:
         net = trust.classifier(images[kept], labels[kept], len(names), args.steps, seed, args.device)

@@ -200,8 +200,9 @@ def over_seeds(args, names, title, training, *tests):
 
 def labelled(a, b, names, images, labels, theirs):
     """Images of A, and their labels by the numbers that the class names of B have."""
-    if set(theirs) <= set(names):  # numbers may be names, in another order
-        return images, torch.tensor([names.index(name) for name in theirs])[labels]
+    for known in (names, data.folder_names(names)):  # the second: of the folder samples/
+        if set(theirs) <= set(known):  # numbers may be names, in another order
+            return images, torch.tensor([known.index(name) for name in theirs])[labels]
     if theirs == ["0"]:
         raise data.Error(f"{a} holds no labels: was its model trained with --classes?")
     if theirs == [str(k) for k in range(len(theirs))] and len(theirs) <= len(names):
