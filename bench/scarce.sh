@@ -117,7 +117,10 @@ basophils() {
   for left in 50 20; do
     chosen $left
     for choice in 0 1 2; do rows init 0 $left $choice; done
-    for choice in 0 1 2; do rows init 0 $left $choice --steps 3000; done  # twice the steps
+    for choice in 0 1 2; do  # twice the steps
+      rows init 0 $left $choice $val --repeats 1000 --counts 0 $((left == 50 ? 500 : 1000)) --steps 3000
+      rows init 0 $left $choice --steps 3000
+    done
   done
 }
 
