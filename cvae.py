@@ -447,6 +447,8 @@ def save_checkpoint(args, state, rows, about):
 
 def save_model(args, net, about, epochs, **sampler):
     """Writes model.pt, and samples.png: eight samples of each of the first eight classes, or 64."""
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        raise data.Error(f"the weights are not finite after epoch {epochs}; try a lower --lr", 1)
     seen = [k for k, count in enumerate(net.classes.values()) if count][:8]
     kinds = torch.tensor(seen).repeat_interleave(8) if seen else None
     images = sample(net, len(kinds) if seen else 64, kinds, dtype=args.dtype, **sampler)

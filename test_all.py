@@ -1377,6 +1377,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(script, tmp_path, small):
     assert not (tmp_path / "model.pt").exists()
 
 
+@each_script
+def test_weights_that_are_not_finite_are_not_saved(script, tmp_path, small):
+    """The last step of an epoch can spoil them when all its losses have been computed."""
+    step, steps = torch.optim.Adam.step, []
+
+    def spoil(self, *args):
+        step(self, *args)
+        steps.append(self)
+        if script is not dcgan or len(steps) == 2:  # the discriminator's would spoil the generator's loss
+            self.param_groups[0]["params"][0].data.fill_(np.nan)
+
+    with mock.patch.object(torch.optim.Adam, "step", spoil):
+        run = f"--data {small} --split val --epochs 1 --out {tmp_path} {SMALL[script]} --batch-size 64"
+        refused("not finite after epoch 1; try|latents have grown beyond all bounds", script, run, code=1)
+    assert not (tmp_path / "model.pt").exists() and not saved(tmp_path / "ckpt.pt")["rows"]
+
+
 BAD_USAGE = """--epochs 0; --epochs many; --epochs 1000000000000000000; --lr -1; --lr nan; --lr inf
 --batch-size 1.5; --batch-size 0; --seed -1; --size 8; --fid-runs -1; --fid-samples 1; --split none
 --sample 0; --dims 100
