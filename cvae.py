@@ -418,6 +418,7 @@ def begin(args, state, about):
     if len(rows) < args.epochs:
         for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz", "samples"):
             data.remove(args.out / stale)
+    args.resume = True  # from here on --out holds this run
     return rows
 
 
@@ -498,7 +499,8 @@ def main(argv=None):
         try:
             train(args)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues it") from None
+            how = f"; --resume --out {args.out} continues it" if args.resume else ""
+            raise KeyboardInterrupt(f"stopped{how}") from None
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"

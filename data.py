@@ -405,15 +405,20 @@ def atomic(path):
         tmp.unlink(missing_ok=True)
 
 
+def check_outside(path, source):
+    """Raises Error where a file or folder to be written lies in `source`, a folder of pictures."""
+    own = source not in (*NAMES, "demo", "") and Path(source).is_dir()
+    if own and path.resolve().is_relative_to(Path(source).resolve()):
+        raise Error(f"{path} lies in {source}, where it would become data; name another place")
+
+
 def check_out(folder, source):
     """Raises Error where a run in `folder` would become part of `source`, a set that is read, or replace it.
     source: "" where none is read."""
+    check_outside(folder, source)
     path, out = Path(source).resolve(), folder.resolve()
-    if source not in (*NAMES, "demo", "") and path.exists():
-        if path.is_dir() and out.is_relative_to(path):
-            raise Error(f"--out {folder} lies in --data {source}, where samples.png would become data")
-        if path == out / "samples.npz" or path.is_relative_to(out / "samples"):
-            raise Error(f"--out {folder} would replace --data {source}; name another --out")
+    if source and path.exists() and (path == out / "samples.npz" or path.is_relative_to(out / "samples")):
+        raise Error(f"--out {folder} would replace --data {source}; name another --out")
 
 
 def check_samples(folder):

@@ -345,7 +345,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidan
     diffusion, device = model.diffusion, model.net.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
     if not 0 <= steps <= diffusion.T:
-        raise data.Error(f"steps {steps}: the model has {diffusion.T}")
+        raise data.Error(f"steps {steps}: the model has {diffusion.T}; --steps 0 takes all")
     if guidance and model.guide is None:
         raise data.Error(f"guidance {guidance}: the model was trained with --no-guide")
     if guidance is None:
@@ -413,6 +413,8 @@ def train(args):
     if hidden:
         optimizers.append(Muon(hidden, args.muon_lr))
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
+    if world > 1:
+        dist.barrier()                                    # all have read --init before begin() removes files
     rows = begin(args, state, about)                      # of log.csv: one per epoch done; log() adds them
     signal = model.diffusion.alpha_bar[-1].sqrt().item()
     if signal > 0.02:
@@ -681,6 +683,7 @@ def begin(args, state, about):
     if len(rows) < args.epochs:
         for stale in ("fid.json",) if rows else ("fid.json", "model.pt", "log.csv", "samples.npz", "samples"):
             data.remove(args.out / stale)
+    args.resume = True  # from here on --out holds this run
     return rows
 
 
@@ -761,7 +764,8 @@ def main(argv=None):
         try:
             train(args)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; --resume --out {args.out} continues it") from None
+            how = f"; --resume --out {args.out} continues it" if args.resume else ""
+            raise KeyboardInterrupt(f"stopped{how}") from None
     if not (args.sample or args.fid_runs):
         return
     path = args.ckpt or args.out / "model.pt"

@@ -493,7 +493,12 @@ def test_what_a_laboratorys_folder_may_hold(tmp_path, capsys):
     (dark / "a" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks))
     refuses(dark, "16-bit pictures is above 4095 of 65535")
-    refused("lies in --data", cvae, f"--data {loops} --out {loops / 'run'}")
+    refused("run lies in .*loops, where", cvae, f"--data {loops} --out {loops / 'run'}")
+    for program, flags in ((trust, f"cas samples.npz {loops} --out {loops / 'x'}"),
+                           (scarce, f"rows --data {loops} --rows {loops / 'x.json'}"),
+                           (scarce, f"picture --sets demo {loops} --out {loops / 'x.png'}")):
+        with raises(data.Error, match="x.* lies in .*loops, where"):
+            program.main(words(flags))
     one = fake_set(tmp_path / "one.npz", (1, 1, 1))
     refused("one image is too few", dcgan, f"--data {one} --split train --out {tmp_path / 'run'}")
     with raises(data.Error, match="'' is no .npz"):  # an unset variable of a shell
@@ -707,6 +712,9 @@ def test_a_run_replaces_nothing_that_is_not_its_own(tmp_path, small, monkeypatch
     Path("run/samples/.DS_Store").touch()  # left by who looks at them
     call(cvae, "--out run --sample 8 --png --overwrite")
     refused("--out run would replace --data run/samples.npz", cvae, "--data run/samples.npz --out run", run)
+    stop = mock.patch.object(data, "load", side_effect=KeyboardInterrupt)
+    with stop, raises(KeyboardInterrupt, match="stopped$"):  # --resume would continue the run of before
+        call(cvae, f"--data {small} --out run {run}")
     (tmp_path / "demo").mkdir()  # the name of a set is not that folder
     (tmp_path / "bloodmnist").mkdir()
     assert cvae.get_args(words("--data demo --out demo/a")).data == "demo"
@@ -2643,10 +2651,16 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
         with raises(data.Error, match="damaged, or holds other things"):
             scarce.main(words(common, "--counts 0"))
         assert kept.read_text() == content
+    kinds(tmp_path)
     for flags, said in (("rows --left 7", "--left 7 needs --type"),
                         ("table --rows nowhere.json", "no results"),
                         (f"prepare --data {real} --type 1 --left 7 --out {real}", "--out .*a new .npz"),
                         (f"picture --data {real} --sets {real} --out {real}", "--out .*a new .png"),
+                        (f"{common} --counts 4", "--counts 4: there are 0 samples of green; see --samples"),
+                        (f"{common} --repeats 3 {made}", "needs --counts"),
+                        (f"move --data {real} --left 0 --out x.npz", "--left 0: it can be 1 or more"),
+                        (f"named --data {real} --type blue --left 1 --out x.json --sets "
+                         f"{tmp_path / 'samples.npz'}", "samples.npz has no blue"),
                         (f"move --data {real} --left 500 --out x.npz", "--left 500: the test part of ")):
         with raises(data.Error, match=said):
             scarce.main(words(flags))
@@ -2696,6 +2710,7 @@ def test_without_a_type_nothing_is_left_out_and_a_rival_learns_first(tmp_path, t
     scarce.save(real, ["red", "green", "blue"], {part: (255 - x, y) for part, (x, y) in parts.items()})
     with raises(data.Error, match="results of other cells or samples"):  # what was learned first
         scarce.main(words(f"rows --data {few} --repeats 5 --seeds 3 --rows {kept} --before {real}"))
+    few.unlink()
     scarce.main(words(f"move --data {real} --left 4 --choice 1 --out {few}"))
     with raises(data.Error, match="results of other cells or samples"):  # no table shall compare the two
         scarce.main(words(f"rows --data {few} --counts 0 --repeats 7 --seeds 3 --rows {kept}"))
@@ -2708,7 +2723,7 @@ def test_moved_cells_are_the_test_parts_and_moved_as_it_says(tmp_path):
         moved = dict(zip(pixels(scarce.moved(x, how)), y.tolist(), strict=True))
         held_out = {part: set() for part in data.SPLITS}
         for choice in range(3):
-            out = tmp_path / f"{how}.npz"
+            out = tmp_path / f"{how}-{choice}.npz"
             scarce.main(words(f"move --data {real} --how {how} --left 4 --choice {choice} --out {out}"))
             images, labels, _ = data.load(out)
             assert labels[:12].bincount().tolist() == [4, 4, 4]
@@ -2796,7 +2811,7 @@ def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
     x, y, _ = data.load(real, split="train")
     few, others = scarce.split(y, 0, 15, 3)
     for chosen, share in ((few, 1), (others[:15], 0)):
-        samples, out = tmp_path / "samples.npz", tmp_path / "copies.json"
+        samples, out = tmp_path / "samples.npz", tmp_path / f"copies-{share}.json"
         np.savez(samples, images=x[chosen].permute(0, 2, 3, 1).numpy(), labels=np.zeros(15, int))
         scarce.main(words(f"copies --data {real} --type 0 --left 15 --choice 3 --samples {samples}"
                           f" --out {out} --dims 64 --weights {stem_file}"))
@@ -2805,7 +2820,7 @@ def test_copies_of_the_cells_left_are_found(tmp_path, stem_file):
         assert result["samples"] == result["left"] == 15
     for part, k in n.items():  # a folder of larger pictures is read in the size of the samples
         save_pictures(tmp_path / "cells" / part / "a", bits(k, 32, 32, 3, seed=k))
-    x = data.load(tmp_path / "cells", split="train", size=32)[0]
+    x, out = data.load(tmp_path / "cells", split="train", size=32)[0], tmp_path / "copies.json"
     data.save_samples(tmp_path / "run", x[few], torch.zeros(15, dtype=int), ["a"])
     scarce.main(words(f"copies --data {tmp_path / 'cells'} --type a --left 15 --choice 3 --out {out}"
                       f" --samples {tmp_path / 'run' / 'samples.npz'} --dims 64 --weights {stem_file}"))
@@ -2853,6 +2868,7 @@ def test_the_study_of_scarce_cells_gives_commands_that_work_and_chooses_on_val(t
     env = os.environ | {"PYTHON": str(python), "OUT": str(tmp_path / "o"), "ROOT": str(tmp_path)}
     (tmp_path / "o" / "scarce").mkdir(parents=True)
     subprocess.run(["bash", HERE / "bench.sh", "scarce"], env=env, check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(tmp_path / "o")  # no file is written twice
     monkeypatch.setattr(ddpm, "load", lambda *_: ddpm.DDPM(unet="tiny"))
     for script in SCRIPTS:
         monkeypatch.setattr(script, "read_args", lambda p, argv: p.parse_args(argv))

@@ -83,11 +83,19 @@ def get_args(argv=None):
         p.error(f"{args.what} needs {', '.join(missing)}")
     if args.what == "rows" and args.left is not None and not args.type:
         p.error(f"--left {args.left} needs --type")
+    if args.what in ("move", "copies") and not args.left:
+        p.error(f"{args.what} --left {args.left}: it can be 1 or more")
+    if args.samples and args.counts is None and (args.repeats is not None or args.weighted):
+        p.error(f"--samples {args.samples} needs --counts: how many of them to add")
     kind = {"prepare": ".npz", "move": ".npz", "copies": ".json", "named": ".json", "picture": ".png"}
     if args.what in kind:
-        real, out = Path(args.data).resolve(), args.out.resolve()
-        if out.suffix != kind[args.what] or out == real or real.is_dir() and out.is_relative_to(real):
-            p.error(f"--out {args.out}: it can be a new {kind[args.what]}, outside --data")
+        if args.out.suffix != kind[args.what] or args.out.exists():
+            p.error(f"--out {args.out}: it can be a new {kind[args.what]}")
+    writes = args.out if args.what in kind else args.rows
+    for source in (args.data, *(args.sets or ())):
+        data.check_outside(writes, source)
+    if args.what != "table":
+        writes.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails here, not at the end
     return args
 
 
@@ -194,7 +202,8 @@ def rows(args):
         kept = torch.cat([(labels != kind).nonzero()[:, 0], few])
         for part, there in ((args.part, held_out[1]), ("val", val[1])):
             if (there != kind).all():
-                raise data.Error(f"{args.data} has no {names[kind]} in its {part} part to classify", 1)
+                raise data.Error(f"{args.data} has no {names[kind]} in its {part} part to classify: more "
+                                 "pictures of it are needed", 1)
         about |= {"type": names[kind], "left": args.left, "choice": args.choice}
         fake, fake_labels = fake[fake_labels == kind], fake_labels[fake_labels == kind]
 
@@ -206,7 +215,8 @@ def rows(args):
     if None in settings:
         raise data.Error(f"{args.rows} has no comparable results on val; name --repeats and --counts")
     if (most := max(setting["samples"] for setting in settings)) > len(fake):
-        raise data.Error(f"--counts {most}: there are {len(fake)} samples")
+        of = f" of {names[kind]}" if args.type else ""
+        raise data.Error(f"--counts {most}: there are {len(fake)} samples{of}; see --samples")
     if not len(few) and any(setting["repeats"] for setting in settings):
         raise data.Error("--repeats: no cells are left to repeat")
     if args.before:
@@ -216,7 +226,8 @@ def rows(args):
                              f"{args.data} {[*images.shape[1:]]}")
         before, its_labels = trust.labelled(args.before, args.data, names, before, its_labels, theirs)
     real, kept_before = sha(images, labels, *held_out), 0
-    alike = matching(read_rows(args.rows), about | {"part": args.part})
+    one = {"type": None, "choice": about["choice"]} if source[2] and not args.type else {}
+    alike = matching(read_rows(args.rows), {"data": source[1], "part": args.part} | one)
     others = f"{args.rows} has results of other cells or samples under these names; name another --rows"
     if any(row.get("of", [real])[0] != real for row in alike):
         raise data.Error(others)
@@ -359,17 +370,18 @@ def copies(args):
     unseen = torch.cat([images[others], *[x[y == kind] for x, y, _ in parts]])
     samples, of = trust.labelled(args.samples, args.data, names, *samples)
     samples = samples[of == kind]
-    if not len(samples):
-        raise data.Error(f"{args.samples} has no {names[kind]}")
+    for cells, where in ((samples, args.samples), (unseen, f"{args.data}, but for those left,")):
+        if not len(cells):
+            raise data.Error(f"{where} has no {names[kind]}")
     net = fid.network(args.dims, args.weights, args.device)
     seen = trust.turns(images[few])  # as --augment shows them
     sets = (torch.from_numpy(fid.features(x, net)) for x in (samples, seen, unseen))
     result, _, _ = trust.copies(*sets)
     result |= {"type": names[kind], "left": len(few), "choice": args.choice, "samples": len(samples)}
     result |= {"dims": net.dims, "weights": net.weights, "weights_sha256": net.sha256}
+    print(json.dumps(result, indent=1))
     with data.atomic(args.out) as file:
         file.write(json.dumps(result, indent=1).encode())
-    print(json.dumps(result, indent=1))
 
 
 def named(args):
@@ -387,6 +399,8 @@ def named(args):
         if x.shape[1:] != images.shape[1:]:
             raise data.Error(f"{source} holds images {[*x.shape[1:]]}, {args.data} {[*images.shape[1:]]}")
         x, y = trust.labelled(source, args.data, names, x, y, theirs)
+        if not (y == kind).any():
+            raise data.Error(f"{source} has no {names[kind]}{f' in its {args.part} part' * real}")
         sets["real cells" if real else source] = x[y == kind]
     shares = defaultdict(list)
     for seed in args.seeds:

@@ -209,6 +209,7 @@ lab() {  # thirty and a hundred cells of every type
       for choice in 1 2; do moved $how $left $choice $name; done
       for choice in 0 1 2; do measured $how $left $choice; done
     done
+    rm -f "$S/lab-$left.png"
     bench picture --out "$S/lab-$left.png" --sets "$S"/mild-$left-c0{.npz,-{init,ddpm}/samples.npz} \
       "$S"/strong-$left-c0{.npz,-long/samples.npz}
   done

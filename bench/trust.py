@@ -42,6 +42,8 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if (args.b is None) != (args.what == "floors"):
         p.error("floors takes one set, neighbours and cas take two: the samples and the real set")
+    for source in (args.a, args.b or args.a):
+        data.check_outside(args.out, source)
     return args
 
 
