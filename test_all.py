@@ -2625,6 +2625,12 @@ def test_rows_are_of_the_cells_left_repeats_and_samples_and_are_kept(tmp_path, t
                         (f"--left 7 --counts 40 {made}", "--counts 40: there are ")):
         with raises(data.Error, match=said):
             scarce.main(words(common, flags))
+    inverted = {part: (255 - x, y) for part in data.SPLITS}  # another set of that name, of any type or none
+    (tmp_path / "b").mkdir()
+    scarce.save(tmp_path / "b" / "real.npz", ["red", "green", "blue"], inverted)
+    for flags in ("--type 0 --left 5", ""):
+        with raises(data.Error, match="results of other cells or samples under these names"):
+            scarce.main(words(f"rows --data {tmp_path / 'b' / 'real.npz'} --rows {kept} --counts 0", flags))
     images, labels, names = data.load(tmp_path / "samples.npz")
     pixels_of = images.permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "samples.npz", images=255 - pixels_of, labels=labels, class_names=names)
