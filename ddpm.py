@@ -49,7 +49,8 @@ def get_args(argv=None):
     add("--predict", choices=PREDICTIONS, default="v",
         help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
-        help="baseline and deeper are the paper's, small and tiny suit a CPU")
+        help="baseline and deeper are the paper's, small and tiny suit a CPU; "
+        "overnight is for half a day of a CPU core")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
@@ -120,11 +121,12 @@ def get_args(argv=None):
 
 UNETS = {
     # side p of the patches of p x p pixels that the U-Net works on; channels of extra layers at full
-    # resolution, 0: none; channels of each level, the bottleneck last
-    "baseline": (1, 0, (64, 128, 256)),
-    "deeper": (1, 0, (64, 128, 256, 512)),
-    "small": (2, 16, (64, 128, 192)),
-    "tiny": (2, 16, (16, 64, 64)),
+    # resolution, 0: none; channels of each level, the bottleneck last; blocks in a row at each level
+    "baseline": (1, 0, (64, 128, 256), 1),
+    "deeper": (1, 0, (64, 128, 256, 512), 1),
+    "overnight": (2, 32, (64, 128, 192), 2),
+    "small": (2, 16, (64, 128, 192), 1),
+    "tiny": (2, 16, (16, 64, 64), 1),
 }
 EMBED = 256
 
@@ -137,22 +139,25 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Residual: two 3 x 3 convolutions; timestep and label scale and shift the features between them."""
+    """Residual: two 3 x 3 convolutions; timestep and label scale and shift the features between them.
+    depth: the number of such blocks in a row."""
 
-    def __init__(self, c_in, c_out, attention=False):
+    def __init__(self, c_in, c_out, attention=False, depth=1):
         super().__init__()
         self.norm1, self.conv1 = GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.condition = nn.Linear(EMBED, 2 * c_out)
         self.norm2, self.conv2 = GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = Attention(c_out) if attention else nn.Identity()
+        self.next = Block(c_out, c_out, attention, depth - 1) if depth > 1 else None
         nn.init.zeros_(self.conv2.weight)                 # each block starts close to its skip connection
 
     def forward(self, x, c):
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.condition(c)[:, :, None, None].chunk(2, 1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        return self.attention(self.skip(x) + h)
+        x = self.attention(self.skip(x) + h)
+        return self.next(x, c) if self.next else x
 
 
 class Attention(nn.Module):
@@ -182,7 +187,7 @@ class UNet(nn.Module):
     def __init__(self, shape, n_classes, unet, attention):
         super().__init__()
         data.choose("unet", unet, UNETS)
-        self.patch, full, (*widths, bottom) = UNETS[unet]  # full: channels at full resolution
+        self.patch, full, (*widths, bottom), depth = UNETS[unet]  # full: channels at full resolution
         patch_channels = (full or shape[0]) * self.patch ** 2
         up = widths[::-1]
         attend = [False] * (len(widths) - 1) + [attention]  # at higher resolution it costs more than it gives
@@ -190,12 +195,12 @@ class UNet(nn.Module):
         self.label = nn.Embedding(n_classes, EMBED) if n_classes else None
         self.first = nn.Conv2d(shape[0], full, 3, padding=1) if full else nn.Identity()
         self.stem = nn.Conv2d(patch_channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            Block(a, b, at) for a, b, at in zip([widths[0], *widths[:-1]], widths, attend, strict=True))
-        self.middle = Block(widths[-1], bottom, attention)
+        self.down = nn.ModuleList(Block(a, b, at, depth) for a, b, at in
+                                  zip([widths[0], *widths[:-1]], widths, attend, strict=True))
+        self.middle = Block(widths[-1], bottom, attention, depth)
         self.narrow = nn.ModuleList(  # 1 x 1: to the width of the level above
             nn.Conv2d(a, b, 1) for a, b in zip([bottom, *up[:-1]], up, strict=True))
-        self.up = nn.ModuleList(Block(2 * a, a, at) for a, at in zip(up, attend[::-1], strict=True))
+        self.up = nn.ModuleList(Block(2 * a, a, at, depth) for a, at in zip(up, attend[::-1], strict=True))
         self.head = nn.Sequential(
             GroupNorm(8, up[-1]), nn.SiLU(), nn.Conv2d(up[-1], patch_channels, 3, padding=1))
         self.last = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * full, full, 3, padding=1), nn.SiLU(),

@@ -988,6 +988,19 @@ def test_paper_sized_networks():
     assert 7e6 < sum(p.numel() for p in net.parameters()) < 9e6 and 0.8e9 < counter.get_total_flops() < 1.1e9
 
 
+def test_blocks_in_a_row():
+    torch.manual_seed(0)
+    two, one = ddpm.Block(8, 16, depth=2), ddpm.Block(8, 16)
+    one.load_state_dict({k: v for k, v in two.state_dict().items() if not k.startswith("next.")})
+    x, c = torch.randn(2, 8, 6, 6), torch.randn(2, ddpm.EMBED)
+    torch.testing.assert_close(two(x, c), two.next(one(x, c), c))
+    for unet, n in {"small": 5, "overnight": 10}.items():  # two ways down, the middle, two ways up
+        net = ddpm.UNet((3, 28, 28), 8, unet, True)
+        assert sum(isinstance(m, ddpm.Block) for m in net.modules()) == n
+        out = net(torch.randn(2, 3, 28, 28), torch.arange(2), torch.arange(2))
+        assert out.shape == (2, 3, 28, 28) and out[0, :, 0, 0].abs().max() < 0.2  # about 0
+
+
 def test_attention_is_that_of_torch():
     torch.manual_seed(0)
     ours, theirs = ddpm.Attention(128), nn.MultiheadAttention(128, 2, batch_first=True)
