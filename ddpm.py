@@ -65,6 +65,8 @@ def get_args(argv=None):
         help="how the learning rates fall to 0, after a warm-up over 5 %% of the run (paper: none)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
+    add("--t-power", type=data.number(float, 0.01, 100), default=1.0, metavar="P",
+        help="draw timesteps as T u^P, u uniform; above 1: more of low noise, where the texture is")
     add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`; "
         "the embedding of the labels then learns at 10 times --lr")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -291,7 +293,7 @@ class Diffusion(nn.Module):
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
     def loss(self, network, x0, t, epsilon, *y):
-        """E |target - network(x_t, t)|^2 over t uniform and epsilon normal. The target is epsilon (Ho et al.
+        """E |target - network(x_t, t)|^2 over t, epsilon normal. The target is epsilon (Ho et al.
         eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). v is nearly
         epsilon where there is little noise, and nearly -x_0 where there is much: always what x_t hides."""
         a = self.alpha_bar[t][:, None, None, None]
@@ -442,7 +444,7 @@ def train(args):
         for x, y in data.batches(images, labels, args.batch_size, args.augment, args.balance):
             step += 1
             x0 = to_model(x)
-            t = torch.randint(args.timesteps, (len(x),), device=x.device)
+            t = draw_timesteps(len(x), args.timesteps, args.t_power, x.device)
             epsilon = torch.randn_like(x0)
             if world > 1:                                 # equal shares: some images twice, if need be
                 share = math.ceil(len(x) / world)
@@ -475,6 +477,13 @@ def train(args):
         dist.destroy_process_group()
         if rank:
             sys.exit()                                    # the first process samples and measures
+
+
+def draw_timesteps(n, timesteps, power, device=None):
+    """n timesteps t = T u^power, 0 to T - 1, u uniform: t falls below a share s of T with a probability of
+    s^(1/power). At 1 all are alike; above, more of them are small, where the texture of the image is."""
+    t = timesteps * torch.rand(n, device=device) ** power
+    return t.long().clamp(max=timesteps - 1)              # in fp32, T u may be rounded up to T
 
 
 @torch.no_grad()

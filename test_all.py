@@ -988,6 +988,26 @@ def test_paper_sized_networks():
     assert 7e6 < sum(p.numel() for p in net.parameters()) < 9e6 and 0.8e9 < counter.get_total_flops() < 1.1e9
 
 
+@pytest.mark.parametrize("power", [1, 1.5, 3])
+def test_timesteps_are_drawn_in_proportion_to_a_power(power):
+    torch.manual_seed(0)
+    t = ddpm.draw_timesteps(400000, 10, power)
+    shares = t.bincount(minlength=10) / len(t)
+    expected = np.diff((np.arange(11) / 10) ** (1 / power))  # P(t < k) = P(u < (k / T)^(1 / power))
+    np.testing.assert_allclose(shares, expected, atol=0.003)
+    with mock.patch.object(torch, "rand", lambda n, **kw: torch.full((n,), 1 - 2 ** -24)):
+        assert ddpm.draw_timesteps(2, 10000, power).max() == 9999
+
+
+def test_a_training_draws_its_timesteps_by_the_power(tmp_path, small):
+    powers, draw = [], ddpm.draw_timesteps
+    with mock.patch.object(ddpm, "draw_timesteps", lambda n, T, p, d: powers.append(p) or draw(n, T, p, d)):
+        for power in (1, 1.5):
+            call(ddpm, f"--data {small} --split val --epochs 1 --batch-size 8 --t-power {power} "
+                       f"--out {tmp_path / str(power)} {SMALL[ddpm]}")
+    assert powers == [1, 1.5]
+
+
 def test_blocks_in_a_row():
     torch.manual_seed(0)
     two, one = ddpm.Block(8, 16, depth=2), ddpm.Block(8, 16)
