@@ -293,7 +293,7 @@ class Diffusion(nn.Module):
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
     def loss(self, network, x0, t, epsilon, *y):
-        """E |target - network(x_t, t)|^2 over t, epsilon normal. The target is epsilon (Ho et al.
+        """E |target - network(x_t, t)|^2 over t and normal epsilon. The target is epsilon (Ho et al.
         eq. 14) or v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). v is nearly
         epsilon where there is little noise, and nearly -x_0 where there is much: always what x_t hides."""
         a = self.alpha_bar[t][:, None, None, None]
