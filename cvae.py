@@ -4,8 +4,8 @@ An encoder turns an image into a Gaussian over latents, a decoder turns a latent
 maximises a lower bound of the data's log-likelihood, the ELBO (evidence lower bound). "The paper" below is
 Matos (2025), see README.md.
 
-Measured: FID-768 0.4059 ± 0.0012 with `--classes --split train --epochs 26` (five draws of 10,000 samples; a
-CPU core, torch 2.14.1). RESULTS.md says how, README.md what the figure means.
+Measured: FID-768 0.4059 ± 0.0012 with `--classes --split train --epochs 26` in an earlier version (five
+draws of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what the figure means.
 
     python cvae.py --ckpt pretrained --sample 64      sample from the pretrained model
     python cvae.py                                    train on BloodMNIST, into out/cvae

@@ -3,16 +3,18 @@
 A U-Net learns to tell image and noise apart in a noised image. Sampling starts from pure noise and removes
 it step by step, until an image is left. "The paper" below is Matos (2025), see README.md.
 
-Measured: FID-768 0.01696 ± 0.00044 with `--classes --split train --unet small --batch-size 64 --epochs 240`,
-but in two parts (five draws of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what
-the figure means. The examples below learn all images, without their types; see --split, --classes.
-
     python ddpm.py --ckpt pretrained --sample 64      sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
     python ddpm.py --resume                           continue a run that was stopped
     python ddpm.py --unet small --epochs 240          train a network that suits a CPU: hours
-    python ddpm.py --init pretrained --classes --lr 3e-4 --muon-lr 0.005 --epochs 100       from its weights
+    python ddpm.py --init pretrained --classes --lr 3e-4 --muon-lr 0.005 --epochs 100    from its weights
     torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
+
+These train on all images; without --classes they do not learn the types.
+
+Measured: FID-768 0.01696 ± 0.00044 with `--classes --split train --unet small --batch-size 64 --epochs 240`,
+but in two parts (five draws of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what
+the figure means.
 """
 import argparse
 import copy
@@ -49,7 +51,7 @@ def get_args(argv=None):
     add("--predict", choices=PREDICTIONS, default="v",
         help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
-        help="baseline and deeper are the paper's, small and tiny suit a CPU; "
+        help="baseline and deeper have the paper's widths, small and tiny suit a CPU; "
         "overnight is for half a day of a CPU core")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
@@ -58,7 +60,8 @@ def get_args(argv=None):
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
-    add("--optimizer", choices=("muon", "adam"), default="muon", help="for the hidden layers (paper: adam)")
+    add("--optimizer", choices=("muon", "adam"), default="muon",
+        help="for the hidden convolutions (paper: adam)")
     add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam (paper: 1e-4)")
     add("--decay", choices=("cosine", "none"), default="cosine",
@@ -121,14 +124,14 @@ def get_args(argv=None):
 # ----------------------------------------------------------------------------------------------------
 # Model: a U-Net that takes a noised image and its timestep, and gives an image of the same shape.
 
+# patch: side of the squares of pixels that the U-Net works on; full: channels of extra layers on single
+# pixels, 0: none; widths: channels of each level, the bottleneck last; depth: blocks in a row at each level
 UNETS = {
-    # side p of the patches of p x p pixels that the U-Net works on; channels of extra layers at full
-    # resolution, 0: none; channels of each level, the bottleneck last; blocks in a row at each level
-    "baseline": (1, 0, (64, 128, 256), 1),
-    "deeper": (1, 0, (64, 128, 256, 512), 1),
-    "overnight": (2, 32, (64, 128, 192), 2),
-    "small": (2, 16, (64, 128, 192), 1),
-    "tiny": (2, 16, (16, 64, 64), 1),
+    "baseline": dict(patch=1, full=0, widths=(64, 128, 256), depth=1),
+    "deeper": dict(patch=1, full=0, widths=(64, 128, 256, 512), depth=1),
+    "overnight": dict(patch=2, full=32, widths=(64, 128, 192), depth=2),
+    "small": dict(patch=2, full=16, widths=(64, 128, 192), depth=1),
+    "tiny": dict(patch=2, full=16, widths=(16, 64, 64), depth=1),
 }
 EMBED = 256
 
@@ -178,7 +181,7 @@ class Attention(nn.Module):
         q, k, v = qkv.transpose(3, 4).unbind(1)           # (B, heads, h w, 64) each
         if x.is_cuda or torch.compiler.is_compiling():
             h = F.scaled_dot_product_attention(q, k, v)
-        else:                                             # its backward pass is twice as fast on a CPU
+        else:                                             # the same, on a CPU trained in half the time
             h = (q @ k.mT / math.sqrt(64)).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
@@ -189,7 +192,7 @@ class UNet(nn.Module):
     def __init__(self, shape, n_classes, unet, attention):
         super().__init__()
         data.choose("unet", unet, UNETS)
-        self.patch, full, (*widths, bottom), depth = UNETS[unet]  # full: channels at full resolution
+        self.patch, full, (*widths, bottom), depth = UNETS[unet].values()
         patch_channels = (full or shape[0]) * self.patch ** 2
         up = widths[::-1]
         attend = [False] * (len(widths) - 1) + [attention]  # at higher resolution it costs more than it gives
@@ -287,8 +290,7 @@ class Diffusion(nn.Module):
         self.register_buffer("alpha_bar", torch.cumprod(1 - betas, 0).float(), persistent=False)
 
     def q_sample(self, x0, t, epsilon):
-        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Ho et al. eq. 4; t from 0 to T - 1,
-        theirs less 1."""
+        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I), Ho et al. eq. 4."""
         a = self.alpha_bar[t][:, None, None, None]
         return a.sqrt() * x0 + (1 - a).sqrt() * epsilon
 
@@ -315,14 +317,15 @@ class Diffusion(nn.Module):
         texture appears: of 500 in 50 steps, t = 499, 479, 459, .. 5, 4, 3, 2, 1, 0. DDIM, Song et al. 2021
         eq. 12 and 16. eta 0: no new noise, the start decides all. eta 1: new noise at each step; with
         steps = T this is the sampling of Ho et al."""
-        remaining = [1 - i / max(steps - 1, 1) for i in range(steps)]
-        # u: the share of the steps to come. Its square puts more steps at low noise; max keeps them apart
-        times = [max(steps - 1 - i, round((self.T - 1) * u ** 2)) for i, u in enumerate(remaining)]
+        shares = np.linspace(1, 0, steps).tolist()        # of the steps to come
+        # the square puts more steps at low noise; max keeps them apart
+        times = [max(steps - 1 - i, round((self.T - 1) * share ** 2)) for i, share in enumerate(shares)]
         for t, t_prev in zip(times, [*times[1:], None], strict=True):
             a = self.alpha_bar[t]
             a_prev = torch.ones_like(a) if t_prev is None else self.alpha_bar[t_prev]
             # estimate the image; then noise it to the next, lower level: in part with the noise that was in
-            # x (epsilon), in part with new noise (sigma)
+            # x (epsilon), in part with new noise. At eta 1 sigma is the standard deviation of x at t_prev,
+            # given x at t and x0 (Ho et al. eq. 7)
             x0 = self.predict_x0(network, x, t)
             epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()  # anew, as x0 may have been clamped
             sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()
@@ -333,9 +336,9 @@ class Diffusion(nn.Module):
 
 
 def guided(model, y, w):
-    """(1 + w) net(x, t, y) - w guide(x, t, y). The guide is a tiny network that makes the same mistakes as
-    net, only larger; so the step from guide to net, continued, leads away from them. Autoguidance, Karras et
-    al. 2024 eq. 3, where 1 + w is called w."""
+    """net + w (net - guide). The guide is a tiny network that makes the same mistakes as net, only larger; so
+    the step from guide to net, continued, leads away from them. Autoguidance, Karras et al. 2024 eq. 3, whose
+    w is 1 + w here."""
     def network(x, t):
         out = model.net(x, t, y).float()
         if not w:
@@ -347,8 +350,8 @@ def guided(model, y, w):
 @torch.inference_mode()
 def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidance=None, batch=None):
     """n samples, uint8 (n, C, H, W) on the CPU; the same arguments give the same ones. label: see
-    data.draw_labels. steps, eta, guidance: as the flags. batch: samples at a time; None: 500 of 28 x 28,
-    fewer of larger."""
+    data.draw_labels. steps, eta, guidance: as the flags. batch: samples at a time, each batch with its own
+    noise; None: 500 of 28 x 28, fewer of larger."""
     diffusion, device = model.diffusion, model.net.stem.weight.device
     y = data.draw_labels(model.classes, n, label, seed)
     if not 0 <= steps <= diffusion.T:
@@ -407,18 +410,7 @@ def train(args):
         initialize(model, args.init)
     model = model.to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)      # the average makes better samples than the weights
-    # Muon: the hidden convolutions. Adam: all else, and the convolutions from or to pixels (1 or 3 channels)
-    hidden = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 3]
-    hidden = hidden if args.optimizer == "muon" else []
-    # with --init, the label embedding learns faster: the row of a new class has far to go
-    labelled = [m.label.weight for m in (model.net, model.guide) if args.init and m and m.label]
-    others = [p for p in model.parameters() if all(p is not q for q in (*hidden, *labelled))]
-    groups = [{"params": others}]
-    if labelled:
-        groups.append({"params": labelled, "times": 10})
-    optimizers = [torch.optim.Adam(groups, lr=args.lr, fused=True)]
-    if hidden:
-        optimizers.append(Muon(hidden, args.muon_lr))
+    optimizers = make_optimizers(args, model)
     state = {"model": model, "ema": ema} | {f"optimizer{i}": o for i, o in enumerate(optimizers)}
     if world > 1:
         dist.barrier()                                    # all have read --init before begin() removes files
@@ -447,8 +439,7 @@ def train(args):
             t = draw_timesteps(len(x), args.timesteps, args.t_power, x.device)
             epsilon = torch.randn_like(x0)
             if world > 1:                                 # equal shares: some images twice, if need be
-                share = math.ceil(len(x) / world)
-                mine = torch.arange(rank, rank + share * world, world) % len(x)
+                mine = torch.arange(math.ceil(len(x) / world) * world)[rank::world] % len(x)
                 x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, x0, t, epsilon, y)
@@ -477,6 +468,24 @@ def train(args):
         dist.destroy_process_group()
         if rank:
             sys.exit()                                    # the first process samples and measures
+
+
+def make_optimizers(args, model):
+    """Muon for the hidden convolutions; Adam for all else, and for the convolutions from or to pixels (1 or 3
+    channels)."""
+    hidden, labels, others = [], [], []
+    for name, p in model.named_parameters():
+        if args.init and name.endswith("label.weight"):
+            labels.append(p)
+        elif args.optimizer == "muon" and p.ndim == 4 and min(p.shape[:2]) > 3:
+            hidden.append(p)
+        else:
+            others.append(p)
+    groups = [{"params": others}]
+    if labels:                                            # the row of a new class has far to go
+        groups.append({"params": labels, "times": 10})
+    adam = torch.optim.Adam(groups, lr=args.lr, fused=True)
+    return [adam, Muon(hidden, args.muon_lr)] if hidden else [adam]
 
 
 def draw_timesteps(n, timesteps, power, device=None):

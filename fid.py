@@ -5,7 +5,7 @@ Gaussians that fit the vectors of each set. Images have one range: uint8, or flo
 
     python fid.py samples.npz bloodmnist                   generated, real: names, .npz files or folders
     python fid.py samples cells --size 28 --split test     folders, read as training reads them
-    python fid.py A B --dims 768 --weights imagenet        FID-768, the scale of README.md
+    python fid.py A B --dims 768 --weights imagenet        FID-768, very likely the scale of README.md
     python fid.py A --save-stats A.npz                     mean and covariance alone, for pytorch-fid too
 """
 import argparse

@@ -224,7 +224,7 @@ sizes() {  # 100 and 200 cells left
   done
 }
 
-models() {  # the other generators, for 50 basophils; ddpm: from scratch, three core-hours each
+models() {  # the other generators, for 50 basophils; ddpm: from scratch, one to three core-hours each
   for name in cvae dcgan ddpm; do
     for choice in 0 1 2; do
       rows $name 0 50 $choice $val --repeats 1000 --counts 250 500 1000
