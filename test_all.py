@@ -3134,6 +3134,10 @@ def test_figures_in_the_texts_come_from_the_files_of_their_runs():
             wanted.append(f"{np.mean(row['this']):.4g} {row['unit']}")
         wanted += [f"| {row['flags']} | {row['fid']:.3g} |" for row in result.get("tried", ())]
         wanted += [f"| {r['script']} | {r['epochs']} | {r['fid']:.3g} |" for r in result.get("curve", ())]
+        for layers in result.get("attention", {}).values():
+            values = [[*layer["t 400"].values()] for layer in layers.values()]
+            wanted.append(" | ".join(f"{logit:.3g} ({entropy:.2f})" for logit, _, entropy in values))
+        wanted += [f"{v['variance']:.3g}" for v in result.get("gradient", {}).values() if isinstance(v, dict)]
         if "runs" in result:
             values = [r["fid"] for r in result["runs"]]
             text = f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
