@@ -372,6 +372,8 @@ def training_args(args, given):
         data.check_samples(args.out)
         return
     saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
+    if saved.keys() != settings(args).keys():
+        raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py", 1)
     wanted = saved | {k: v for k, v in given.items() if k in saved}
     free = ("data", "root", "epochs", *SAMPLER)
     if other := [k for k in saved if k not in free and wanted[k] != saved[k]]:

@@ -18,6 +18,7 @@ the figure means.
 """
 import argparse
 import copy
+import functools
 import json
 import math
 import os
@@ -55,6 +56,8 @@ def get_args(argv=None):
         "overnight is for half a day of a CPU core")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
+    add("--qk-norm", action=argparse.BooleanOptionalAction, default=True,
+        help="queries and keys of the attention have one length")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
         help="train a tiny network as well, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
@@ -145,15 +148,15 @@ class GroupNorm(nn.GroupNorm):
 
 class Block(nn.Module):
     """Residual: two 3 x 3 convolutions; timestep and label scale and shift the features between them.
-    depth: the number of such blocks in a row."""
+    attention: None, or a function that makes the layer. depth: the number of such blocks in a row."""
 
-    def __init__(self, c_in, c_out, attention=False, depth=1):
+    def __init__(self, c_in, c_out, attention=None, depth=1):
         super().__init__()
         self.norm1, self.conv1 = GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.condition = nn.Linear(EMBED, 2 * c_out)
         self.norm2, self.conv2 = GroupNorm(8, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.attention = Attention(c_out) if attention else nn.Identity()
+        self.attention = attention(c_out) if attention else nn.Identity()
         self.next = Block(c_out, c_out, attention, depth - 1) if depth > 1 else None
         nn.init.zeros_(self.conv2.weight)                 # each block starts close to its skip connection
 
@@ -166,10 +169,13 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, heads of 64 channels (Vaswani et al., 2017)."""
+    """Self-attention over all positions, heads of 64 channels (Vaswani et al., 2017). qk_norm: queries and
+    keys are scaled to length 8, so that a logit is at most 8 (Henry et al., 2020). Else it grows with the
+    weights, until each position attends to a single one."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, qk_norm=True):
         super().__init__()
+        self.qk_norm = qk_norm
         self.norm = GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
@@ -179,6 +185,8 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).flatten(2)           # (B, 3 C, h w)
         qkv = qkv.unflatten(1, (3, -1, 64))               # (B, 3, heads, 64, h w)
         q, k, v = qkv.transpose(3, 4).unbind(1)           # (B, heads, h w, 64) each
+        if self.qk_norm:
+            q, k = (8 * F.normalize(z, dim=-1) for z in (q, k))
         if x.is_cuda or torch.compiler.is_compiling():
             h = F.scaled_dot_product_attention(q, k, v)
         else:                                             # the same, on a CPU trained in half the time
@@ -189,13 +197,14 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """(x_t, t, label) -> epsilon or v: (B, C, H, W), (B,), (B,) -> (B, C, H, W)."""
 
-    def __init__(self, shape, n_classes, unet, attention):
+    def __init__(self, shape, n_classes, unet, attention, qk_norm):
         super().__init__()
         data.choose("unet", unet, UNETS)
         self.patch, full, (*widths, bottom), depth = UNETS[unet].values()
         patch_channels = (full or shape[0]) * self.patch ** 2
         up = widths[::-1]
-        attend = [False] * (len(widths) - 1) + [attention]  # at higher resolution it costs more than it gives
+        attention = functools.partial(Attention, qk_norm=qk_norm) if attention else None
+        attend = [None] * (len(widths) - 1) + [attention]  # at higher resolution it costs more than it gives
         self.embed = nn.Sequential(nn.Linear(EMBED, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED))
         self.label = nn.Embedding(n_classes, EMBED) if n_classes else None
         self.first = nn.Conv2d(shape[0], full, 3, padding=1) if full else nn.Identity()
@@ -246,14 +255,15 @@ class DDPM(nn.Module):
     classes: {name: number of training images}, empty for a model without labels."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
-                 schedule="cosine", predict="v", guide=False):
+                 schedule="cosine", predict="v", guide=False, qk_norm=False):
         super().__init__()
         # the arguments above, which model.pt keeps to build the network again
         self.model_args = dict(shape=shape, classes=classes, unet=unet, attention=attention,
-                               timesteps=timesteps, schedule=schedule, predict=predict, guide=guide)
+                               timesteps=timesteps, schedule=schedule, predict=predict, guide=guide,
+                               qk_norm=qk_norm)
         self.shape, self.classes = tuple(shape), dict(classes)
-        self.net = UNet(shape, len(classes), unet, attention)
-        self.guide = UNet(shape, len(classes), "tiny", attention) if guide else None
+        self.net = UNet(shape, len(classes), unet, attention, qk_norm)
+        self.guide = UNet(shape, len(classes), "tiny", attention, qk_norm) if guide else None
         self.diffusion = Diffusion(timesteps, schedule, predict)
 
 
@@ -405,7 +415,7 @@ def train(args):
     images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
     model = DDPM(about["shape"], about["classes"] if args.classes else {}, args.unet, args.attention,
-                 args.timesteps, args.schedule, args.predict, args.guide)
+                 args.timesteps, args.schedule, args.predict, args.guide, args.qk_norm)
     if args.init and not args.resume:
         initialize(model, args.init)
     model = model.to(args.device, memory_format=torch.channels_last)
@@ -443,7 +453,8 @@ def train(args):
                 x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, x0, t, epsilon, y)
-                guide_loss = diffusion.loss(guide, x0, t, epsilon, y) if guide else torch.zeros_like(loss)
+                quarter = [z[::4] for z in (x0, t, epsilon, y)]  # enough for the guide, which shall err more
+                guide_loss = diffusion.loss(guide, *quarter) if guide else torch.zeros_like(loss)
             model.zero_grad()
             (loss + guide_loss).backward()
             for optimizer in optimizers:
@@ -490,8 +501,10 @@ def make_optimizers(args, model):
 
 def draw_timesteps(n, timesteps, power, device=None):
     """n timesteps t = T u^power, 0 to T - 1, u uniform: t falls below a share s of T with a probability of
-    s^(1/power). At 1 all are alike; above, more of them are small, where the texture of the image is."""
-    t = timesteps * torch.rand(n, device=device) ** power
+    s^(1/power). At 1 all are alike; above, more of them are small, where the texture of the image is. Each u
+    comes from another nth of [0, 1], so the gradients vary less (as in Kingma et al., 2021)."""
+    u = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
+    t = timesteps * u ** power
     return t.long().clamp(max=timesteps - 1)              # in fp32, T u may be rounded up to T
 
 
@@ -636,6 +649,8 @@ def training_args(args, given):
         data.check_samples(args.out)
         return
     saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
+    if saved.keys() != settings(args).keys():
+        raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py", 1)
     wanted = saved | {k: v for k, v in given.items() if k in saved}
     free = ("data", "root", "epochs", *SAMPLER)
     if other := [k for k in saved if k not in free and wanted[k] != saved[k]]:

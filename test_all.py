@@ -982,7 +982,7 @@ def test_paper_sized_networks():
     """The paper's deeper U-Net has 7.76 M parameters and 0.85 GFLOP; this is its sibling, no copy."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    net = ddpm.UNet((3, 28, 28), 0, "deeper", False)
+    net = ddpm.UNet((3, 28, 28), 0, "deeper", False, False)
     with FlopCounterMode(display=False) as counter:
         net(torch.randn(1, 3, 28, 28), torch.zeros(1))
     assert 7e6 < sum(p.numel() for p in net.parameters()) < 9e6 and 0.8e9 < counter.get_total_flops() < 1.1e9
@@ -991,10 +991,13 @@ def test_paper_sized_networks():
 @pytest.mark.parametrize("power", [1, 1.5, 3])
 def test_timesteps_are_drawn_in_proportion_to_a_power(power):
     torch.manual_seed(0)
-    t = ddpm.draw_timesteps(400000, 10, power)
-    shares = t.bincount(minlength=10) / len(t)
     expected = np.diff((np.arange(11) / 10) ** (1 / power))  # P(t < k) = P(u < (k / T)^(1 / power))
-    np.testing.assert_allclose(shares, expected, atol=0.003)
+    for n in (400000, 20):  # in one batch, and over many
+        t = torch.cat([ddpm.draw_timesteps(n, 10, power) for _ in range(400000 // n)])
+        np.testing.assert_allclose(t.bincount(minlength=10) / len(t), expected, atol=0.003)
+    bounds = 10**6 * (torch.arange(101) / 100) ** power
+    t = ddpm.draw_timesteps(100, 10**6, power)  # u: one from each hundredth
+    assert ((t > bounds[:-1] - 2) & (t < bounds[1:] + 2)).all()
     with mock.patch.object(torch, "rand", lambda n, **kw: torch.full((n,), 1 - 2 ** -24)):
         assert ddpm.draw_timesteps(2, 10000, power).max() == 9999
 
@@ -1015,7 +1018,7 @@ def test_blocks_in_a_row():
     x, c = torch.randn(2, 8, 6, 6), torch.randn(2, ddpm.EMBED)
     torch.testing.assert_close(two(x, c), two.next(one(x, c), c))
     for unet, n in {"small": 5, "overnight": 10}.items():  # two ways down, the middle, two ways up
-        net = ddpm.UNet((3, 28, 28), 8, unet, True)
+        net = ddpm.UNet((3, 28, 28), 8, unet, True, True)
         assert sum(isinstance(m, ddpm.Block) for m in net.modules()) == n
         out = net(torch.randn(2, 3, 28, 28), torch.arange(2), torch.arange(2))
         assert out.shape == (2, 3, 28, 28) and out[0, :, 0, 0].abs().max() < 0.2  # about 0
@@ -1023,7 +1026,7 @@ def test_blocks_in_a_row():
 
 def test_attention_is_that_of_torch():
     torch.manual_seed(0)
-    ours, theirs = ddpm.Attention(128), nn.MultiheadAttention(128, 2, batch_first=True)
+    ours, theirs = ddpm.Attention(128, False), nn.MultiheadAttention(128, 2, batch_first=True)
     nn.init.normal_(ours.out.weight)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.qkv.weight[:, :, 0, 0])
@@ -1034,6 +1037,25 @@ def test_attention_is_that_of_torch():
         tokens = ours.norm(x).flatten(2).transpose(1, 2)
         expected = x + theirs(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
         torch.testing.assert_close(ours(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normalised_queries_and_keys():
+    torch.manual_seed(0)
+    x, plain, ours = torch.randn(3, 128, 7, 7), ddpm.Attention(128, False), ddpm.Attention(128)
+    for one in (plain, ours):
+        one.load_state_dict(plain.state_dict() | {"out.weight": torch.eye(128)[:, :, None, None]})
+    q, k, v = (z.unflatten(1, (2, 64)) for z in ours.qkv(ours.norm(x)).flatten(2).chunk(3, 1))
+    q, k = (z / z.square().sum(2, keepdim=True).sqrt() for z in (q, k))
+    weights = (8 * torch.einsum("bhci,bhcj->bhij", q, k)).softmax(-1)  # 8 * 8 / sqrt(64) times the cosine
+    expected = x + torch.einsum("bhij,bhcj->bhci", weights, v).reshape(x.shape) + ours.out.bias[:, None, None]
+    torch.testing.assert_close(ours(x), expected)
+    before = [one(x) for one in (plain, ours)]
+    with torch.no_grad():  # ten times the queries and keys: nothing changes
+        for one in (plain, ours):
+            one.qkv.weight[:256] *= 10
+            one.qkv.bias[:256] *= 10
+    torch.testing.assert_close(ours(x), before[1])
+    assert (plain(x) - before[0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
