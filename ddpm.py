@@ -41,7 +41,7 @@ LOSSES = ("loss", "guide_loss")         # the losses in log.csv
 SAMPLER = ("steps", "eta", "guidance")  # the flags that sample() takes
 # what --paper sets: the settings of Matos (2025) that are not the defaults
 PAPER = dict(schedule="linear", predict="epsilon", attention=False, guide=False, optimizer="adam", lr=1e-4,
-             decay="none", ema=0.0, steps=0)
+             decay="none", ema=0.0, t_power=1.0, steps=0)
 
 
 def get_args(argv=None):
@@ -52,14 +52,14 @@ def get_args(argv=None):
     add("--predict", choices=PREDICTIONS, default="v",
         help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
-        help="baseline and deeper have the paper's widths, small and tiny suit a CPU; "
-        "overnight is for half a day of a CPU core")
+        help="baseline and deeper have the paper's widths; narrow suits a CPU, and overnight half a day of one; "
+        "small, with patches, is faster than narrow; tiny and tiny-pixels are for guides")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
     add("--qk-norm", action=argparse.BooleanOptionalAction, default=True,
-        help="queries and keys of the attention have one length")
+        help="scale the queries and keys of the attention to one length")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
-        help="train a tiny network as well, for --guidance (paper: none)")
+        help="train a tiny network of the same kind as well, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
@@ -71,8 +71,8 @@ def get_args(argv=None):
         help="how the learning rates fall to 0, after a warm-up over 5 %% of the run (paper: none)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
-    add("--t-power", type=data.number(float, 0.01, 100), default=1.0, metavar="P",
-        help="draw timesteps as T u^P, u uniform; above 1: more of low noise, where the texture is")
+    add("--t-power", type=data.number(float, 0.01, 100), default=1.5, metavar="P",
+        help="draw timesteps as T u^P, u uniform; above 1 (paper): more of low noise, where the texture is")
     add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`; "
         "the embedding of the labels then learns at 10 times --lr")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -132,7 +132,9 @@ def get_args(argv=None):
 UNETS = {
     "baseline": dict(patch=1, full=0, widths=(64, 128, 256), depth=1),
     "deeper": dict(patch=1, full=0, widths=(64, 128, 256, 512), depth=1),
-    "overnight": dict(patch=2, full=32, widths=(64, 128, 192), depth=2),
+    "overnight": dict(patch=1, full=0, widths=(32, 64, 128, 192), depth=2),
+    "narrow": dict(patch=1, full=0, widths=(32, 64, 128, 192), depth=1),
+    "tiny-pixels": dict(patch=1, full=0, widths=(16, 32, 64, 64), depth=1),
     "small": dict(patch=2, full=16, widths=(64, 128, 192), depth=1),
     "tiny": dict(patch=2, full=16, widths=(16, 64, 64), depth=1),
 }
@@ -251,7 +253,7 @@ def timestep_embedding(t, dim):
 
 
 class DDPM(nn.Module):
-    """The U-Net, its guide (a tiny U-Net, see guided) or None, and the noise schedule.
+    """The U-Net, its guide (a tiny U-Net of the same kind, see guided) or None, and the noise schedule.
     classes: {name: number of training images}, empty for a model without labels."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
@@ -263,7 +265,8 @@ class DDPM(nn.Module):
                                qk_norm=qk_norm)
         self.shape, self.classes = tuple(shape), dict(classes)
         self.net = UNet(shape, len(classes), unet, attention, qk_norm)
-        self.guide = UNet(shape, len(classes), "tiny", attention, qk_norm) if guide else None
+        tiny = "tiny-pixels" if self.net.patch == 1 else "tiny"
+        self.guide = UNet(shape, len(classes), tiny, attention, qk_norm) if guide else None
         self.diffusion = Diffusion(timesteps, schedule, predict)
 
 
@@ -502,8 +505,9 @@ def make_optimizers(args, model):
 def draw_timesteps(n, timesteps, power, device=None):
     """n timesteps t = T u^power, 0 to T - 1, u uniform: t falls below a share s of T with a probability of
     s^(1/power). At 1 all are alike; above, more of them are small, where the texture of the image is. Each u
-    comes from another nth of [0, 1], so the gradients vary less (as in Kingma et al., 2021)."""
-    u = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
+    comes from another nth of [0, 1], so the gradients vary less (as in Kingma et al., 2021); in random order, since
+    the guide sees a quarter of them."""
+    u = (torch.randperm(n, device=device) + torch.rand(n, device=device)) / n
     t = timesteps * u ** power
     return t.long().clamp(max=timesteps - 1)              # in fp32, T u may be rounded up to T
 

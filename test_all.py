@@ -992,11 +992,11 @@ def test_paper_sized_networks():
 def test_timesteps_are_drawn_in_proportion_to_a_power(power):
     torch.manual_seed(0)
     expected = np.diff((np.arange(11) / 10) ** (1 / power))  # P(t < k) = P(u < (k / T)^(1 / power))
-    for n in (400000, 20):  # in one batch, and over many
-        t = torch.cat([ddpm.draw_timesteps(n, 10, power) for _ in range(400000 // n)])
-        np.testing.assert_allclose(t.bincount(minlength=10) / len(t), expected, atol=0.003)
+    for n, every in (400000, 1), (20, 1), (20, 4):  # in one batch; over many; a quarter of each, for the guide
+        t = torch.cat([ddpm.draw_timesteps(n, 10, power)[::every] for _ in range(400000 // n)])
+        np.testing.assert_allclose(t.bincount(minlength=10) / len(t), expected, atol=0.004)
     bounds = 10**6 * (torch.arange(101) / 100) ** power
-    t = ddpm.draw_timesteps(100, 10**6, power)  # u: one from each hundredth
+    t = ddpm.draw_timesteps(100, 10**6, power).sort().values  # u: one from each hundredth
     assert ((t > bounds[:-1] - 2) & (t < bounds[1:] + 2)).all()
     with mock.patch.object(torch, "rand", lambda n, **kw: torch.full((n,), 1 - 2 ** -24)):
         assert ddpm.draw_timesteps(2, 10000, power).max() == 9999
@@ -1011,13 +1011,41 @@ def test_a_training_draws_its_timesteps_by_the_power(tmp_path, small):
     assert powers == [1, 1.5]
 
 
+def test_the_guide_is_small_and_of_the_kind_of_its_network():
+    for unet in ddpm.UNETS:
+        model = ddpm.DDPM((3, 28, 28), {"a": 1}, unet, guide=True)
+        assert model.guide.patch == model.net.patch and (model.guide.last is None) == (model.net.last is None)
+        if not unet.startswith("tiny"):
+            size, guide = (sum(p.numel() for p in part.parameters()) for part in (model.net, model.guide))
+            assert guide < 0.3 * size
+
+
+def test_the_guide_learns_from_a_quarter_of_each_batch(tmp_path, small):
+    loss, seen = ddpm.Diffusion.loss, []
+
+    def watched(self, network, x0, t, epsilon, y):
+        seen.append([network.stem.weight.shape[0]] + [z.clone() for z in (x0, t, epsilon, y)])
+        return loss(self, network, x0, t, epsilon, y)
+
+    with mock.patch.object(ddpm.Diffusion, "loss", watched):
+        call(ddpm, f"--data {small} --split train --classes --epochs 1 --unet small --batch-size 10 "
+                   f"--optimizer adam --timesteps 9 --steps 2 --out {tmp_path}")
+    pairs = list(zip(seen, seen[1:], strict=False))
+    pairs = [(a, b) for a, b in pairs if (a[0], b[0]) == (64, 16)]
+    assert len(pairs) > 1
+    for whole, quarter in pairs:
+        assert len(quarter[1]) == (len(whole[1]) + 3) // 4
+        for a, b in zip(whole[1:], quarter[1:], strict=True):
+            assert torch.equal(a[::4], b)
+
+
 def test_blocks_in_a_row():
     torch.manual_seed(0)
     two, one = ddpm.Block(8, 16, depth=2), ddpm.Block(8, 16)
     one.load_state_dict({k: v for k, v in two.state_dict().items() if not k.startswith("next.")})
     x, c = torch.randn(2, 8, 6, 6), torch.randn(2, ddpm.EMBED)
     torch.testing.assert_close(two(x, c), two.next(one(x, c), c))
-    for unet, n in {"small": 5, "overnight": 10}.items():  # two ways down, the middle, two ways up
+    for unet, n in {"small": 5, "overnight": 14}.items():  # two or three ways down, the middle, as many up
         net = ddpm.UNet((3, 28, 28), 8, unet, True, True)
         assert sum(isinstance(m, ddpm.Block) for m in net.modules()) == n
         out = net(torch.randn(2, 3, 28, 28), torch.arange(2), torch.arange(2))
