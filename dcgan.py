@@ -342,10 +342,10 @@ def read_args(p, argv):
     # argparse sets no default where the namespace has the name: None is what the command line does not name
     given = {k: v for k, v in given.items() if v is not None}
     args = argparse.Namespace(**defaults | (PAPER if given.get("paper") else {}) | given)
-    if args.paper:
-        print("the paper's settings:", *(f"--no-{k}" if value is False else f"--{k}={value}".replace("_", "-")
-                                         for k, value in PAPER.items() if k not in given))
     training = not (args.sample or args.ckpt)
+    if args.paper and training and not args.resume:
+        flags = [f"no-{k}" if v is False else f"{k}={v}" for k, v in PAPER.items() if k not in given]
+        print("the paper's settings:", *(f"--{flag}".replace("_", "-") for flag in flags))
     if "TORCHELASTIC_RUN_ID" in os.environ and not (NAME == "ddpm" and training):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
@@ -372,8 +372,9 @@ def training_args(args, given):
         data.check_samples(args.out)
         return
     saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
-    if saved.keys() != settings(args).keys():
-        raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py", 1)
+    if other := ", ".join(sorted(saved.keys() ^ settings(args).keys())):
+        raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py (it differs in {other}):"
+                         " continue it with that version, or train anew in another --out", 1)
     wanted = saved | {k: v for k, v in given.items() if k in saved}
     free = ("data", "root", "epochs", *SAMPLER)
     if other := [k for k in saved if k not in free and wanted[k] != saved[k]]:
@@ -502,7 +503,7 @@ def load(path="pretrained", device=None):
 def read_file(path, key):
     """The dict of a file that save_model (key "weights") or save_checkpoint ("settings") wrote."""
     file = data.read_torch(path)
-    script = file.get("script") if isinstance(file, dict) and key in file else None
+    script = file.get("script") if isinstance(file, dict) and isinstance(file.get(key), dict) else None
     if script != NAME:
         what = "model.pt" if key == "weights" else "ckpt.pt"
         other = f", but of {script}.py" if script else ""

@@ -52,14 +52,14 @@ def get_args(argv=None):
     add("--predict", choices=PREDICTIONS, default="v",
         help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
-        help="baseline and deeper have the paper's widths; narrow suits a CPU, and overnight half a day of one; "
-        "small, with patches, is faster than narrow; tiny and tiny-pixels are for guides")
+        help="baseline and deeper have the paper's widths; narrow suits a CPU, overnight half a day of one; "
+        "small works on squares of 2 x 2 pixels and is faster; tiny and tiny-pixels are those of the guides")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
     add("--qk-norm", action=argparse.BooleanOptionalAction, default=True,
-        help="scale the queries and keys of the attention to one length")
+        help="scale the queries and keys of the attention to one length; without, it collapses under Muon")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
-        help="train a tiny network of the same kind as well, for --guidance (paper: none)")
+        help="train a tiny network as well, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
     add("--epochs", type=data.number(int, 1, 10**6), default=500, help="passes over the data")
     add("--batch-size", type=data.number(int, 1, 10**5), default=128, help="images per step")
@@ -72,9 +72,10 @@ def get_args(argv=None):
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
     add("--t-power", type=data.number(float, 0.01, 100), default=1.5, metavar="P",
-        help="draw timesteps as T u^P, u uniform; above 1 (paper): more of low noise, where the texture is")
-    add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`; "
-        "the embedding of the labels then learns at 10 times --lr")
+        help="draw timesteps as T u^P, u uniform; 1: all alike (paper); above: more of low noise, where the "
+        "texture is")
+    add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`, "
+        "and from its flags of the model; the embedding of the labels then learns at 10 times --lr")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
     add("--seed", type=data.number(int, 0, 2**31), default=0,
@@ -115,9 +116,10 @@ def get_args(argv=None):
     if init:                                              # the network is that of the file
         network = load(init, "cpu").model_args
         p.set_defaults(**{k: v for k, v in network.items() if k not in ("shape", "classes")})
+        p.set_defaults(guide=bool(network["guide"]))
     args = read_args(p, argv)
-    if args.fid_runs and not args.ckpt:  # the others are told when they sample, which is soon
-        if args.steps > args.timesteps:
+    if not (args.sample or args.ckpt):  # the others are told when they sample, which is soon
+        if args.fid_runs and args.steps > args.timesteps:
             p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
         if args.guidance and not args.guide:
             p.error(f"--guidance {args.guidance} needs a guide, not --no-guide")
@@ -138,6 +140,7 @@ UNETS = {
     "small": dict(patch=2, full=16, widths=(64, 128, 192), depth=1),
     "tiny": dict(patch=2, full=16, widths=(16, 64, 64), depth=1),
 }
+GUIDES = {1: "tiny-pixels", 2: "tiny"}  # by the patch of the network: its guide should make the same mistakes
 EMBED = 256
 
 
@@ -253,20 +256,21 @@ def timestep_embedding(t, dim):
 
 
 class DDPM(nn.Module):
-    """The U-Net, its guide (a tiny U-Net of the same kind, see guided) or None, and the noise schedule.
-    classes: {name: number of training images}, empty for a model without labels."""
+    """The U-Net, its guide (see guided) or None, and the noise schedule. classes: {name: number of training
+    images}, empty for a model without labels. guide: the name of the guide's U-Net, or None. The defaults of
+    guide and qk_norm are those of files from before there was a choice, in which guide may be True."""
 
     def __init__(self, shape=(3, 28, 28), classes=(), unet="deeper", attention=True, timesteps=500,
-                 schedule="cosine", predict="v", guide=False, qk_norm=False):
+                 schedule="cosine", predict="v", guide=None, qk_norm=False):
         super().__init__()
+        guide = "tiny" if guide is True else guide
         # the arguments above, which model.pt keeps to build the network again
         self.model_args = dict(shape=shape, classes=classes, unet=unet, attention=attention,
                                timesteps=timesteps, schedule=schedule, predict=predict, guide=guide,
                                qk_norm=qk_norm)
         self.shape, self.classes = tuple(shape), dict(classes)
         self.net = UNet(shape, len(classes), unet, attention, qk_norm)
-        tiny = "tiny-pixels" if self.net.patch == 1 else "tiny"
-        self.guide = UNet(shape, len(classes), tiny, attention, qk_norm) if guide else None
+        self.guide = UNet(shape, len(classes), guide, attention, qk_norm) if guide else None
         self.diffusion = Diffusion(timesteps, schedule, predict)
 
 
@@ -370,7 +374,7 @@ def sample(model, n, label=None, seed=0, dtype="auto", steps=50, eta=1.0, guidan
     if not 0 <= steps <= diffusion.T:
         raise data.Error(f"steps {steps}: the model has {diffusion.T}; --steps 0 takes all")
     if guidance and model.guide is None:
-        raise data.Error(f"guidance {guidance}: the model was trained with --no-guide")
+        raise data.Error(f"guidance {guidance}: the model was trained with --no-guide, so take --guidance 0")
     if guidance is None:
         guidance = 0.6 if model.guide else 0.0
     batch = batch or max(1, 500 * 28 ** 2 // math.prod(model.shape[1:]))
@@ -417,8 +421,9 @@ def train(args):
     held_out = [x.to(args.device) for x in held_out]
     images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
+    guide = GUIDES[UNETS[args.unet]["patch"]] if args.guide else None
     model = DDPM(about["shape"], about["classes"] if args.classes else {}, args.unet, args.attention,
-                 args.timesteps, args.schedule, args.predict, args.guide, args.qk_norm)
+                 args.timesteps, args.schedule, args.predict, guide, args.qk_norm)
     if args.init and not args.resume:
         initialize(model, args.init)
     model = model.to(args.device, memory_format=torch.channels_last)
@@ -451,12 +456,12 @@ def train(args):
             x0 = to_model(x)
             t = draw_timesteps(len(x), args.timesteps, args.t_power, x.device)
             epsilon = torch.randn_like(x0)
-            if world > 1:                                 # equal shares: some images twice, if need be
-                mine = torch.arange(math.ceil(len(x) / world) * world)[rank::world] % len(x)
-                x0, t, epsilon, y = x0[mine], t[mine], epsilon[mine], y[mine]
+            batch = x0, t, epsilon, y
+            quarter = [z[::4] for z in batch]             # enough for the guide, which should err more
+            if world > 1:
+                batch, quarter = share(batch, rank, world), share(quarter, rank, world)
             with data.autocast(args.device, args.dtype):
-                loss = diffusion.loss(net, x0, t, epsilon, y)
-                quarter = [z[::4] for z in (x0, t, epsilon, y)]  # enough for the guide, which shall err more
+                loss = diffusion.loss(net, *batch)
                 guide_loss = diffusion.loss(guide, *quarter) if guide else torch.zeros_like(loss)
             model.zero_grad()
             (loss + guide_loss).backward()
@@ -484,6 +489,13 @@ def train(args):
             sys.exit()                                    # the first process samples and measures
 
 
+def share(tensors, rank, world):
+    """The part of one of several processes: all get as many rows, some rows twice if need be."""
+    n = len(tensors[0])
+    mine = torch.arange(math.ceil(n / world) * world)[rank::world] % n
+    return [z[mine] for z in tensors]
+
+
 def make_optimizers(args, model):
     """Muon for the hidden convolutions; Adam for all else, and for the convolutions from or to pixels (1 or 3
     channels)."""
@@ -505,8 +517,8 @@ def make_optimizers(args, model):
 def draw_timesteps(n, timesteps, power, device=None):
     """n timesteps t = T u^power, 0 to T - 1, u uniform: t falls below a share s of T with a probability of
     s^(1/power). At 1 all are alike; above, more of them are small, where the texture of the image is. Each u
-    comes from another nth of [0, 1], so the gradients vary less (as in Kingma et al., 2021); in random order, since
-    the guide sees a quarter of them."""
+    comes from a different nth of [0, 1], so the gradients vary less (similar to Kingma et al., 2021). Their
+    order is random, since the guide sees a quarter of them."""
     u = (torch.randperm(n, device=device) + torch.rand(n, device=device)) / n
     t = timesteps * u ** power
     return t.long().clamp(max=timesteps - 1)              # in fp32, T u may be rounded up to T
@@ -514,13 +526,13 @@ def draw_timesteps(n, timesteps, power, device=None):
 
 @torch.no_grad()
 def validate(args, model, images, labels):
-    """The loss of the weights, not of their average, on held-out images; with the same timesteps and noise
-    each time, so that epochs compare."""
+    """The loss of the weights, not of their average, on held-out images; timesteps are drawn as in training,
+    but the same and with the same noise each time, so that epochs compare."""
     torch.manual_seed(0)
     total = 0
     for x, y in zip(images.split(args.batch_size), labels.split(args.batch_size), strict=True):
         x0 = to_model(x)
-        t = torch.randint(args.timesteps, (len(x),), device=x.device)
+        t = draw_timesteps(len(x), args.timesteps, args.t_power, x.device)
         with data.autocast(args.device, args.dtype):
             total += len(x) * model.diffusion.loss(model.net, x0, t, torch.randn_like(x0), y)
     return total.item() / len(images)
@@ -623,10 +635,10 @@ def read_args(p, argv):
     # argparse sets no default where the namespace has the name: None is what the command line does not name
     given = {k: v for k, v in given.items() if v is not None}
     args = argparse.Namespace(**defaults | (PAPER if given.get("paper") else {}) | given)
-    if args.paper:
-        print("the paper's settings:", *(f"--no-{k}" if value is False else f"--{k}={value}".replace("_", "-")
-                                         for k, value in PAPER.items() if k not in given))
     training = not (args.sample or args.ckpt)
+    if args.paper and training and not args.resume:
+        flags = [f"no-{k}" if v is False else f"{k}={v}" for k, v in PAPER.items() if k not in given]
+        print("the paper's settings:", *(f"--{flag}".replace("_", "-") for flag in flags))
     if "TORCHELASTIC_RUN_ID" in os.environ and not (NAME == "ddpm" and training):
         raise data.Error("torchrun is for the training of ddpm.py alone; all else runs in one process")
     if args.ckpt and not (args.sample or args.fid_runs):
@@ -653,8 +665,9 @@ def training_args(args, given):
         data.check_samples(args.out)
         return
     saved = read_file(args.out / "ckpt.pt", "settings")["settings"]
-    if saved.keys() != settings(args).keys():
-        raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py", 1)
+    if other := ", ".join(sorted(saved.keys() ^ settings(args).keys())):
+        raise data.Error(f"{args.out / 'ckpt.pt'} is of another version of {NAME}.py (it differs in {other}):"
+                         " continue it with that version, or train anew in another --out", 1)
     wanted = saved | {k: v for k, v in given.items() if k in saved}
     free = ("data", "root", "epochs", *SAMPLER)
     if other := [k for k in saved if k not in free and wanted[k] != saved[k]]:
@@ -783,7 +796,7 @@ def load(path="pretrained", device=None):
 def read_file(path, key):
     """The dict of a file that save_model (key "weights") or save_checkpoint ("settings") wrote."""
     file = data.read_torch(path)
-    script = file.get("script") if isinstance(file, dict) and key in file else None
+    script = file.get("script") if isinstance(file, dict) and isinstance(file.get(key), dict) else None
     if script != NAME:
         what = "model.pt" if key == "weights" else "ckpt.pt"
         other = f", but of {script}.py" if script else ""

@@ -992,7 +992,7 @@ def test_paper_sized_networks():
 def test_timesteps_are_drawn_in_proportion_to_a_power(power):
     torch.manual_seed(0)
     expected = np.diff((np.arange(11) / 10) ** (1 / power))  # P(t < k) = P(u < (k / T)^(1 / power))
-    for n, every in (400000, 1), (20, 1), (20, 4):  # in one batch; over many; a quarter of each, for the guide
+    for n, every in (400000, 1), (20, 1), (20, 4):  # in one batch; over many; of each the guide's quarter
         t = torch.cat([ddpm.draw_timesteps(n, 10, power)[::every] for _ in range(400000 // n)])
         np.testing.assert_allclose(t.bincount(minlength=10) / len(t), expected, atol=0.004)
     bounds = 10**6 * (torch.arange(101) / 100) ** power
@@ -1012,12 +1012,30 @@ def test_a_training_draws_its_timesteps_by_the_power(tmp_path, small):
 
 
 def test_the_guide_is_small_and_of_the_kind_of_its_network():
-    for unet in ddpm.UNETS:
-        model = ddpm.DDPM((3, 28, 28), {"a": 1}, unet, guide=True)
-        assert model.guide.patch == model.net.patch and (model.guide.last is None) == (model.net.last is None)
-        if not unet.startswith("tiny"):
-            size, guide = (sum(p.numel() for p in part.parameters()) for part in (model.net, model.guide))
-            assert guide < 0.3 * size
+    assert {net["patch"] for net in ddpm.UNETS.values()} == {*ddpm.GUIDES}
+    for patch, name in ddpm.GUIDES.items():
+        guide = ddpm.UNETS[name]
+        for net in ddpm.UNETS.values():
+            if net["patch"] == patch:
+                assert guide["patch"] == patch and bool(guide["full"]) == bool(net["full"])
+                assert max(guide["widths"]) <= min(net["widths"][-2:])
+
+
+def test_a_guide_by_name_and_of_a_file_from_before(tmp_path, small):
+    run = f"--data {small} --split val --epochs 1 --batch-size 64 --steps 2 --out"
+    call(ddpm, run, tmp_path / "new", "--unet tiny-pixels --timesteps 3")
+    file = saved(tmp_path / "new" / "model.pt")
+    assert file["model_args"]["guide"] == "tiny-pixels" and "guide.last.1.weight" not in file["weights"]
+    torch.manual_seed(0)
+    model = ddpm.DDPM(unet="tiny-pixels", guide=True, timesteps=3)  # then every guide was on patches
+    old = {k: v for k, v in model.model_args.items() if k != "qk_norm"} | {"guide": True}
+    path = tmp_path / "old.pt"
+    torch.save(file | {"model_args": old, "weights": model.state_dict()}, path)
+    images = ddpm.sample(ddpm.load(path, "cpu"), 2, steps=2)
+    assert torch.equal(images, ddpm.sample(model, 2, steps=2)) and ddpm.load(path, "cpu").guide.patch == 2
+    call(ddpm, run, tmp_path / "on", f"--init {path}")
+    args = saved(tmp_path / "on" / "model.pt")["model_args"]
+    assert (args["unet"], args["guide"], args["qk_norm"]) == ("tiny-pixels", "tiny-pixels", False)
 
 
 def test_the_guide_learns_from_a_quarter_of_each_batch(tmp_path, small):
@@ -1506,11 +1524,30 @@ def test_bad_usage_is_told_in_a_line_before_anything_is_written(line, scripts, t
     assert not (tmp_path / "out").exists()
 
 
+@each_script
+def test_a_run_of_another_version_is_not_continued(script, tmp_path, small, capsys):
+    call(script, f"--data {small} --split val --epochs 1 --paper --out {tmp_path} {SMALL[script]}")
+    path, again = tmp_path / "ckpt.pt", f"--resume --paper --epochs 2 --out {tmp_path}"
+    capsys.readouterr()
+    call(script, again)
+    assert "paper's settings" not in capsys.readouterr().out  # the run keeps its own
+    file = saved(path)
+    own = file["settings"]
+    less = {k: v for k, v in own.items() if k != "seed"}
+    for settings, said in (less, r"version .*in seed\)"), (own | {"new": 1}, r"version .*in new\): continue it"), (
+            [1], "is no ckpt.pt"):
+        torch.save(file | {"settings": settings}, path)
+        before = path.read_bytes()
+        refused(said, script, again, code=1)
+        assert path.read_bytes() == before
+
+
 def test_what_a_model_cannot_do_is_told_in_a_line(tmp_path, small, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call(ddpm, f"--data {small} --split val --epochs 1 --out plain {SMALL[ddpm]}")
     call(ddpm, f"--data {small} --split val --epochs 1 --out alone --no-guide {SMALL[ddpm]}")
-    refused("guidance 1.0.*--no-guide", ddpm, "--sample 2 --out alone --steps 2 --guidance 1")
+    refused("guidance 1.0.*--no-guide.*--guidance 0", ddpm, "--sample 2 --out alone --steps 2 --guidance 1")
+    refused("guidance 1.0.*--no-guide", ddpm, "--no-guide --guidance 1 --out none")
     for flags, said in (("--label a", "label a.*--classes"), ("--steps 7", "steps 7.*3"),
                         ("--data bloodmnist", "has learned .*small.npz")):
         refused(said, ddpm, "--sample 2 --out plain --steps 2", flags)
@@ -1718,9 +1755,9 @@ def torchrun(*argv):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the last of 98 = 4 x 20 + 18 too
+def test_two_processes_learn_what_one_learns(tmp_path, small, stem_file):  # the last of 98 = 6 x 16 + 2 too
     path = fake_set(tmp_path / "x.npz", (98, 8, 8))
-    common = f"--data {path} --split train --epochs 2 --batch-size 20 --classes {SMALL[ddpm]} --device cpu "
+    common = f"--data {path} --split train --epochs 2 --batch-size 16 --classes {SMALL[ddpm]} --device cpu "
     common += "--optimizer muon --dtype fp32 --fid-runs 1 --fid-samples 20 --dims 64 "
     common += f"--weights {stem_file} --out"
     call(ddpm, common, tmp_path / "one")
