@@ -6,15 +6,15 @@ it step by step, until an image is left. "The paper" below is Matos (2025), see 
     python ddpm.py --ckpt pretrained --sample 64      sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
     python ddpm.py --resume                           continue a run that was stopped
-    python ddpm.py --unet small --epochs 240          train a network that suits a CPU: hours
+    python ddpm.py --unet narrow --epochs 10          train a network that suits a CPU: half an hour
     python ddpm.py --init pretrained --classes --lr 3e-4 --muon-lr 0.005 --epochs 100    from its weights
     torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
 
 These train on all images; without --classes they do not learn the types.
 
-Measured: FID-768 0.01696 ± 0.00044 with `--classes --split train --unet small --batch-size 64 --epochs 240`,
-but in two parts (five draws of 10,000 samples; a CPU core, torch 2.14.1). RESULTS.md says how, README.md what
-the figure means.
+Measured: the pretrained model has an FID-768 of 0.01696 ± 0.00044 (five draws of 10,000 samples; a CPU core,
+torch 2.14.1). It had `--classes --split train --unet small --batch-size 64 --epochs 240`, but of an earlier
+version and in two parts. RESULTS.md says how, README.md what the figure means.
 """
 import argparse
 import copy
