@@ -1,20 +1,20 @@
 """Denoising diffusion on 28 x 28 blood cells (DDPM, Ho et al., 2020).
 
 A U-Net learns to tell image and noise apart in a noised image. Sampling starts from pure noise and removes
-it step by step, until an image is left. "The paper" below is Matos (2025), see README.md.
+it step by step, until an image is left. In the flags' help "paper" is Matos (2025), see README.md.
 
     python ddpm.py --ckpt pretrained --sample 64      sample from the pretrained model
     python ddpm.py --epochs 500 --device cuda         train on BloodMNIST, into out/ddpm
     python ddpm.py --resume                           continue a run that was stopped
-    python ddpm.py --unet narrow --epochs 10          train a network that suits a CPU: half an hour
+    python ddpm.py --unet narrow --epochs 10          train a network that suits a CPU: half an hour of a core
     python ddpm.py --init pretrained --classes --lr 3e-4 --muon-lr 0.005 --epochs 100    from its weights
     torchrun --nproc_per_node=2 ddpm.py               train on several GPUs, or in several processes
 
 These train on all images; without --classes they do not learn the types.
 
 Measured: the pretrained model has an FID-768 of 0.01696 ± 0.00044 (five draws of 10,000 samples; a CPU core,
-torch 2.14.1). It had `--classes --split train --unet small --batch-size 64 --epochs 240`, but of an earlier
-version and in two parts. RESULTS.md says how, README.md what the figure means.
+torch 2.14.1). It was trained with `--classes --split train --unet small --batch-size 64 --epochs 240`, by an
+earlier version and in two parts. RESULTS.md says how, README.md what the figure means.
 """
 import argparse
 import copy
@@ -52,12 +52,12 @@ def get_args(argv=None):
     add("--predict", choices=PREDICTIONS, default="v",
         help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
-        help="baseline and deeper have the paper's widths; narrow suits a CPU, overnight half a day of one; "
-        "small works on squares of 2 x 2 pixels and is faster; tiny and tiny-pixels are those of the guides")
+        help="baseline, deeper: with the paper's widths, for a GPU; narrow: for a CPU; overnight: narrow, "
+        "but two blocks a level; small: on patches of 2 x 2 pixels, to be fast; tiny, tiny-pixels: for guides")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
     add("--qk-norm", action=argparse.BooleanOptionalAction, default=True,
-        help="scale the queries and keys of the attention to one length; without, it collapses under Muon")
+        help="scale queries and keys of the attention to one length; without, Muon lets its logits explode")
     add("--guide", action=argparse.BooleanOptionalAction, default=True,
         help="train a tiny network as well, for --guidance (paper: none)")
     add = p.add_argument_group("training").add_argument
@@ -68,14 +68,16 @@ def get_args(argv=None):
     add("--muon-lr", type=data.number(float, 0), default=0.02, help="learning rate of Muon")
     add("--lr", type=data.number(float, 0), default=1e-3, help="learning rate of Adam (paper: 1e-4)")
     add("--decay", choices=("cosine", "none"), default="cosine",
-        help="how the learning rates fall to 0, after a warm-up over 5 %% of the run (paper: none)")
+        help="how the learning rates fall to 0, after a warm-up of 5 %% of the run, at most 500 steps "
+        "(paper: none)")
     add("--ema", type=data.number(float, 0, 1), default=0.05,
         help="half-life of the weights' moving average, as a share of the steps so far; 0: none (paper)")
     add("--t-power", type=data.number(float, 0.01, 100), default=1.5, metavar="P",
-        help="draw timesteps as T u^P, u uniform; 1: all alike (paper); above: more of low noise, where the "
-        "texture is")
+        help="draw timesteps as T u^P, u uniform and stratified over the batch; 1: uniform (paper, not "
+        "stratified); above: more of low noise, where the texture is")
     add("--init", metavar="FILE", help="start from the weights of this model.pt, or of `pretrained`, "
-        "and from its flags of the model; the embedding of the labels then learns at 10 times --lr")
+        "and from its model flags (pretrained: --unet small --no-qk-norm); the embedding of the labels then "
+        "learns at 10 times --lr")
     add("--compile", action=argparse.BooleanOptionalAction, default=False,
         help="torch.compile the network: takes minutes, for long runs on a GPU")
     add("--seed", type=data.number(int, 0, 2**31), default=0,
@@ -83,7 +85,7 @@ def get_args(argv=None):
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
-        help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
+        help="draw a class of n images in proportion to n^(1-B); 1: all classes equally often")
     add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--out", type=Path,
@@ -110,7 +112,7 @@ def get_args(argv=None):
     add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     add("--steps", type=data.number(int, 0), default=50, help="sampling steps (DDIM); 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), help="how far away from the guide; default: 0.6 with one")
+    add("--guidance", type=data.number(float, 0), help="w of net + w (net - guide); default: 0.6 with a guide")
     p.error = data.refuse
     init = p.parse_known_args(argv)[0].init
     if init:                                              # the network is that of the file
@@ -118,7 +120,7 @@ def get_args(argv=None):
         p.set_defaults(**{k: v for k, v in network.items() if k not in ("shape", "classes")})
         p.set_defaults(guide=bool(network["guide"]))
     args = read_args(p, argv)
-    if not (args.sample or args.ckpt):  # the others are told when they sample, which is soon
+    if not (args.sample or args.ckpt):  # sampling checks these itself; a training would fail at its end only
         if args.fid_runs and args.steps > args.timesteps:
             p.error(f"--steps {args.steps} is more than the {args.timesteps} of --timesteps")
         if args.guidance and not args.guide:
@@ -175,8 +177,8 @@ class Block(nn.Module):
 
 class Attention(nn.Module):
     """Self-attention over all positions, heads of 64 channels (Vaswani et al., 2017). qk_norm: queries and
-    keys are scaled to length 8, so that a logit is at most 8 (Henry et al., 2020). Else it grows with the
-    weights, until each position attends to a single one."""
+    keys are scaled to length 8 = sqrt(64), so that a logit is at most 8 (Henry et al., 2020). Without, Muon
+    lets the weights grow, and the logits with them, until each position attends to a single one."""
 
     def __init__(self, channels, qk_norm=True):
         super().__init__()
@@ -194,7 +196,7 @@ class Attention(nn.Module):
             q, k = (8 * F.normalize(z, dim=-1) for z in (q, k))
         if x.is_cuda or torch.compiler.is_compiling():
             h = F.scaled_dot_product_attention(q, k, v)
-        else:                                             # the same, on a CPU trained in half the time
+        else:                                             # the same; training on a CPU is twice as fast so
             h = (q @ k.mT / math.sqrt(64)).softmax(-1) @ v
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
@@ -436,7 +438,7 @@ def train(args):
     signal = model.diffusion.alpha_bar[-1].sqrt().item()
     if signal > 0.02:
         print(f"--schedule {args.schedule}: {signal:.0%} of the image is left at the last timestep, "
-              "but sampling starts from pure noise")
+              "but sampling starts from pure noise; cosine leaves none")
 
     diffusion, net, guide = model.diffusion, model.net, model.guide
     if args.compile:
@@ -456,10 +458,10 @@ def train(args):
             x0 = to_model(x)
             t = draw_timesteps(len(x), args.timesteps, args.t_power, x.device)
             epsilon = torch.randn_like(x0)
-            batch = x0, t, epsilon, y
+            batch = x0, t, epsilon, y                     # by the seed the same in every process
             quarter = [z[::4] for z in batch]             # enough for the guide, which should err more
             if world > 1:
-                batch, quarter = share(batch, rank, world), share(quarter, rank, world)
+                batch, quarter = (own_rows(tensors, rank, world) for tensors in (batch, quarter))
             with data.autocast(args.device, args.dtype):
                 loss = diffusion.loss(net, *batch)
                 guide_loss = diffusion.loss(guide, *quarter) if guide else torch.zeros_like(loss)
@@ -489,8 +491,8 @@ def train(args):
             sys.exit()                                    # the first process samples and measures
 
 
-def share(tensors, rank, world):
-    """The part of one of several processes: all get as many rows, some rows twice if need be."""
+def own_rows(tensors, rank, world):
+    """The rows for this process. All processes get equally many, so a few rows may come twice."""
     n = len(tensors[0])
     mine = torch.arange(math.ceil(n / world) * world)[rank::world] % n
     return [z[mine] for z in tensors]
@@ -515,10 +517,9 @@ def make_optimizers(args, model):
 
 
 def draw_timesteps(n, timesteps, power, device=None):
-    """n timesteps t = T u^power, 0 to T - 1, u uniform: t falls below a share s of T with a probability of
-    s^(1/power). At 1 all are alike; above, more of them are small, where the texture of the image is. Each u
-    comes from a different nth of [0, 1], so the gradients vary less (similar to Kingma et al., 2021). Their
-    order is random, since the guide sees a quarter of them."""
+    """n timesteps t = T u^power, 0 to T - 1, u uniform. A power above 1 favours small t, where the texture of
+    the image is. Stratified: one u from each interval of length 1/n, so the gradients vary less (similar to
+    Kingma et al., 2021). In random order, since the guide sees every fourth."""
     u = (torch.randperm(n, device=device) + torch.rand(n, device=device)) / n
     t = timesteps * u ** power
     return t.long().clamp(max=timesteps - 1)              # in fp32, T u may be rounded up to T
