@@ -74,7 +74,7 @@ def get_args(argv=None):
     add("--classes", action="store_true", help="learn the class of each image, for --label")
     add("--augment", action="store_true", help="flip and turn the training images at random")
     add("--balance", type=data.number(float, 0, 1), default=0.0, metavar="B",
-        help="draw a class of n images in proportion to n^(1-B); 1: all classes alike")
+        help="draw a class of n images in proportion to n^(1-B); 1: all classes equally often")
     add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--device", type=data.device, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--out", type=Path,

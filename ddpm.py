@@ -53,7 +53,7 @@ def get_args(argv=None):
         help="what the network predicts: the noise epsilon (paper), or v, a mix of noise and image")
     add("--unet", choices=tuple(UNETS), default="deeper",
         help="baseline, deeper: with the paper's widths, for a GPU; narrow: for a CPU; overnight: narrow, "
-        "but two blocks a level; small: on patches of 2 x 2 pixels, to be fast; tiny, tiny-pixels: for guides")
+        "but two blocks a level; small: on patches of 2 x 2 pixels, for speed; tiny, tiny-pixels: guides")
     add("--attention", action=argparse.BooleanOptionalAction, default=True,
         help="self-attention at the two lowest resolutions (paper: none)")
     add("--qk-norm", action=argparse.BooleanOptionalAction, default=True,
@@ -112,7 +112,7 @@ def get_args(argv=None):
     add("--weights", default="fid", help="Inception's weights: fid (the usual ones), imagenet or a file")
     add("--steps", type=data.number(int, 0), default=50, help="sampling steps (DDIM); 0: all T (paper)")
     add("--eta", type=data.number(float, 0, 1), default=1.0, help="share of fresh noise; 1: as in Ho et al.")
-    add("--guidance", type=data.number(float, 0), help="w of net + w (net - guide); default: 0.6 with a guide")
+    add("--guidance", type=data.number(float, 0), help="w in net + w (net - guide); default: 0.6 with one")
     p.error = data.refuse
     init = p.parse_known_args(argv)[0].init
     if init:                                              # the network is that of the file
