@@ -423,9 +423,9 @@ def train(args):
     held_out = [x.to(args.device) for x in held_out]
     images, labels = images.to(args.device), labels.to(args.device)
     torch.manual_seed(args.seed)
-    guide = GUIDES[UNETS[args.unet]["patch"]] if args.guide else None
+    kind = GUIDES[UNETS[args.unet]["patch"]] if args.guide else None
     model = DDPM(about["shape"], about["classes"] if args.classes else {}, args.unet, args.attention,
-                 args.timesteps, args.schedule, args.predict, guide, args.qk_norm)
+                 args.timesteps, args.schedule, args.predict, kind, args.qk_norm)
     if args.init and not args.resume:
         initialize(model, args.init)
     model = model.to(args.device, memory_format=torch.channels_last)
